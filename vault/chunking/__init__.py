@@ -1,0 +1,1 @@
+"""Where a large file is cut into chunks, and how a file is stored. Pure."""

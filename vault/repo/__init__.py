@@ -1,0 +1,1 @@
+"""Format plus store: verified objects, packs, indexes, journals, datasets and runs."""

@@ -1,0 +1,1 @@
+"""Bytes by key: the places where a repository can live."""

@@ -1,0 +1,301 @@
+"""A directory as pages of fixed-width rows: the bytes whose digest is a snapshot's identity (docs/format/tree.md).
+
+`encode_directory` is a pure function of the entries: same names, kinds, sizes and contents, same bytes everywhere.
+A `LeafPage` is searched by bisection where it lies, nothing is parsed in advance; a row is checked when it is read.
+Full canonical checks (order, totals, heap without gaps) are `check_leaf`'s, which verify uses. Threads: pure.
+"""
+
+import struct
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from vault.errors import FormatError, UnsupportedVersion
+from vault.format.digest import digest
+from vault.ids import Digest
+
+MAGIC: Final = b"VTRE"
+VERSION: Final = 1
+LEAF, INDEX = 0, 1
+
+NAME_LENGTH_MAX: Final = 255
+TARGET_LENGTH_MAX: Final = 4095
+DEPTH_MAX: Final = 4096  # directories in directories
+
+# The paging rule. It is part of every identity: golden tests pin it.
+SINGLE_PAGE_ENTRIES_MAX: Final = 4096  # up to here a directory is one leaf
+PAGE_ENTRIES_MIN: Final = 512  # a page never ends before this many entries ...
+PAGE_ENTRIES_MAX: Final = 8192  # ... and always here
+_CUT_MASK: Final = 2047  # in between it ends after a name whose hash has these bits clear
+
+INDEX_ROWS_MAX: Final = 1 << 18
+PAGE_SIZE_MAX: Final = 64 << 20
+
+_HEADER = struct.Struct("<4sBBHII")  # magic version type zero count heap_length
+_LEAF_ROW = struct.Struct("<IBBHQQQ32s")  # heap_offset name_length kind target_length size files directories digest
+_INDEX_ROW = struct.Struct("<IBBHQQQ32sII")  # heap_offset name_length 0 0 size files directories digest entries 0
+_NAME_AT = struct.Struct("<IB")
+
+
+class Kind(IntEnum):
+    """What a tree entry is. The numbers are stored."""
+
+    FILE = 1
+    EXECUTABLE = 2
+    DIRECTORY = 3
+    SYMLINK = 4
+
+
+_KINDS: Final = (None, Kind.FILE, Kind.EXECUTABLE, Kind.DIRECTORY, Kind.SYMLINK)
+
+
+class Entry(NamedTuple):
+    """One name in a directory. A tuple, not a dataclass: a commit makes millions of them."""
+
+    name: bytes
+    kind: Kind
+    size: int  # plain bytes; of a directory: of all files below; of a symlink: of its target
+    digest: Digest  # of the content; of a directory: of its root page; of a symlink: of its target
+    files: int = 0  # of a directory: files and executables below
+    directories: int = 0  # of a directory: directories below
+    target: bytes = b""  # of a symlink
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it has content: a file or an executable."""
+        return self.kind <= Kind.EXECUTABLE
+
+
+class Totals(NamedTuple):
+    """What lies in a directory and below it, the directory itself not counted."""
+
+    size: int
+    files: int
+    directories: int
+
+
+class EncodedDirectory(NamedTuple):
+    """The pages of one directory. `pages[0]` is the root page; its digest identifies the directory."""
+
+    digest: Digest
+    pages: tuple[tuple[Digest, bytes], ...]
+    totals: Totals
+
+
+class IndexRow(NamedTuple):
+    """One leaf of a large directory."""
+
+    first_name: bytes
+    size: int
+    files: int
+    directories: int
+    digest: Digest
+    entries: int
+
+
+def check_entry_name(name: bytes) -> bytes:
+    """Return name unchanged if a directory may hold it, else raise FormatError."""
+    if not 0 < len(name) <= NAME_LENGTH_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+        raise FormatError("tree entry", f"{name[:NAME_LENGTH_MAX]!r} cannot be a name")
+    return name
+
+
+def sum_totals(entries: Sequence[Entry]) -> Totals:
+    """Return what the entries hold together."""
+    size = files = directories = 0
+    for entry in entries:
+        if entry.kind == Kind.DIRECTORY:
+            size += entry.size
+            files += entry.files
+            directories += entry.directories + 1
+        elif entry.kind != Kind.SYMLINK:
+            size += entry.size
+            files += 1
+    return Totals(size, files, directories)
+
+
+def split_pages(names: Sequence[bytes]) -> list[int]:
+    """Return where the pages of a directory end: indexes into names, the last one len(names)."""
+    total = len(names)
+    if total <= SINGLE_PAGE_ENTRIES_MAX:
+        return [total]
+    ends = []
+    start = 0
+    for position, name in enumerate(names, start=1):
+        count = position - start
+        if count < PAGE_ENTRIES_MIN:
+            continue
+        if count == PAGE_ENTRIES_MAX or not int.from_bytes(blake3(name).digest(length=4), "little") & _CUT_MASK:
+            ends.append(position)
+            start = position
+    if start < total:
+        ends.append(total)
+    return ends
+
+
+def encode_directory(entries: Sequence[Entry]) -> EncodedDirectory:
+    """Encode a directory whose entries are sorted by name bytes, without duplicates.
+
+    Raises:
+        FormatError: a name, target or order that the format does not allow.
+    """
+    names = [entry.name for entry in entries]
+    if any(left >= right for left, right in pairwise(names)):
+        raise FormatError("directory", "names are not in strictly ascending byte order")
+    leaves = []
+    rows = []
+    start = 0
+    for end in split_pages(names):
+        part = entries[start:end]
+        page = _encode_leaf(part)
+        page_digest = digest(page)
+        leaves.append((page_digest, page))
+        totals = sum_totals(part)
+        first = part[0].name if part else b""
+        rows.append(IndexRow(first, totals.size, totals.files, totals.directories, page_digest, len(part)))
+        start = end
+    totals = Totals(sum(r.size for r in rows), sum(r.files for r in rows), sum(r.directories for r in rows))
+    if len(leaves) == 1:
+        return EncodedDirectory(leaves[0][0], tuple(leaves), totals)
+    index = _encode_index(rows)
+    index_digest = digest(index)
+    return EncodedDirectory(index_digest, ((index_digest, index), *leaves), totals)
+
+
+def _encode_leaf(entries: Sequence[Entry]) -> bytes:
+    rows = []
+    heap = []
+    offset = 0
+    for name, kind, size, entry_digest, files, directories, target in entries:
+        check_entry_name(name)
+        if (kind == Kind.SYMLINK) != bool(target) or len(target) > TARGET_LENGTH_MAX or b"\0" in target:
+            raise FormatError("tree entry", f"{name!r} has a symlink target that cannot be stored")
+        rows.append(_LEAF_ROW.pack(offset, len(name), kind, len(target), size, files, directories, entry_digest))
+        heap.append(name)
+        heap.append(target)
+        offset += len(name) + len(target)
+    return b"".join((_HEADER.pack(MAGIC, VERSION, LEAF, 0, len(rows), offset), *rows, *heap))
+
+
+def _encode_index(rows: Sequence[IndexRow]) -> bytes:
+    if len(rows) > INDEX_ROWS_MAX:
+        raise FormatError("directory", f"more than {INDEX_ROWS_MAX} pages")
+    packed = []
+    heap = []
+    offset = 0
+    for first_name, size, files, directories, page_digest, entries in rows:
+        packed.append(_INDEX_ROW.pack(offset, len(first_name), 0, 0, size, files, directories, page_digest, entries, 0))
+        heap.append(first_name)
+        offset += len(first_name)
+    return b"".join((_HEADER.pack(MAGIC, VERSION, INDEX, 0, len(rows), offset), *packed, *heap))
+
+
+class LeafPage:
+    """Entries of a directory, or of a run of names of a large one. Read-only; rows are decoded when asked for."""
+
+    __slots__ = ("_data", "_heap", "_heap_end", "count")
+
+    def __init__(self, data: bytes) -> None:
+        """Take the bytes of a leaf page whose digest the caller has checked."""
+        self.count, self._heap, self._heap_end = _read_header(data, LEAF, _LEAF_ROW.size)
+        self._data = data
+
+    def name(self, index: int) -> bytes:
+        """Return the name of row index, 0 <= index < count."""
+        offset, length = _NAME_AT.unpack_from(self._data, _HEADER.size + index * _LEAF_ROW.size)
+        start = self._heap + offset
+        return self._data[start : start + length]
+
+    def entry(self, index: int) -> Entry:
+        """Return row index, 0 <= index < count. Raises FormatError if the row points outside or names evil."""
+        offset, name_length, kind, target_length, size, files, directories, entry_digest = _LEAF_ROW.unpack_from(
+            self._data, _HEADER.size + index * _LEAF_ROW.size
+        )
+        start = self._heap + offset
+        middle = start + name_length
+        end = middle + target_length
+        if end > self._heap_end or not Kind.FILE <= kind <= Kind.SYMLINK:
+            raise FormatError("tree page", f"row {index} points outside of the page or has kind {kind}")
+        name = check_entry_name(self._data[start:middle])
+        known = _KINDS[kind]
+        assert known is not None
+        return Entry(name, known, size, Digest(entry_digest), files, directories, self._data[middle:end])
+
+    def entries(self, start: int = 0) -> Iterator[Entry]:
+        """Yield rows from start on."""
+        return map(self.entry, range(start, self.count))
+
+    def find(self, name: bytes) -> int | None:
+        """Return the row that has name, or None."""
+        index = bisect_left(range(self.count), name, key=self.name)
+        return index if index < self.count and self.name(index) == name else None
+
+
+class IndexPage:
+    """The root page of a large directory: its leaves in name order."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, data: bytes) -> None:
+        """Decode the bytes of an index page whose digest the caller has checked."""
+        count, heap, heap_end = _read_header(data, INDEX, _INDEX_ROW.size)
+        if count > INDEX_ROWS_MAX:
+            raise FormatError("tree page", f"{count} leaves")
+        rows = []
+        for offset, length, _, _, size, files, directories, page_digest, entries, _ in _INDEX_ROW.iter_unpack(
+            memoryview(data)[_HEADER.size : heap]
+        ):
+            start = heap + offset
+            if start + length > heap_end or not 0 < entries <= PAGE_ENTRIES_MAX:
+                raise FormatError("tree page", "an index row points outside of the page or has no entries")
+            rows.append(IndexRow(data[start : start + length], size, files, directories, Digest(page_digest), entries))
+        self.rows = tuple(rows)
+
+
+def decode_page(data: bytes) -> LeafPage | IndexPage:
+    """Return the page that data holds.
+
+    Raises:
+        FormatError: these are no page's bytes, or of a newer version.
+    """
+    if len(data) > 5 and data[5] == INDEX:
+        return IndexPage(data)
+    return LeafPage(data)
+
+
+def check_leaf(page: LeafPage) -> Totals:
+    """Return the totals of a leaf after checking that it is canonical: its bytes are what `encode_directory` makes.
+
+    Raises:
+        FormatError: it is not.
+    """
+    entries = list(page.entries())
+    if any(left.name >= right.name for left, right in pairwise(entries)):
+        raise FormatError("tree page", "names are not in strictly ascending byte order")
+    for entry in entries:
+        if entry.kind == Kind.SYMLINK and (entry.size != len(entry.target) or entry.digest != digest(entry.target)):
+            raise FormatError("tree page", f"symlink {entry.name!r} does not match its target")
+        if entry.kind != Kind.DIRECTORY and (entry.files or entry.directories):
+            raise FormatError("tree page", f"{entry.name!r} has totals but is no directory")
+    if _encode_leaf(entries) != page._data:
+        raise FormatError("tree page", "not in canonical form")
+    return sum_totals(entries)
+
+
+def _read_header(data: bytes, page_type: int, row_size: int) -> tuple[int, int, int]:
+    """Return (rows, heap start, heap end) of a page whose frame is sound."""
+    if len(data) < _HEADER.size or len(data) > PAGE_SIZE_MAX:
+        raise FormatError("tree page", f"{len(data)} bytes")
+    magic, version, found_type, zero, count, heap_length = _HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise FormatError("tree page", "wrong magic")
+    if version != VERSION:
+        raise UnsupportedVersion("tree page", version, VERSION)
+    heap = _HEADER.size + count * row_size
+    if found_type != page_type or zero or heap + heap_length != len(data):
+        raise FormatError("tree page", "lengths in its header do not add up")
+    return count, heap, heap + heap_length

@@ -1,0 +1,88 @@
+"""Directories by digest, for those who walk trees from the root: diff, checkout, map building.
+
+Pages are verified against the digest that named them. Threads: as the ObjectReader below.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from vault.errors import FormatError
+from vault.format.tree import DEPTH_MAX, Entry, IndexPage, IndexRow, LeafPage, decode_page
+from vault.ids import Digest
+from vault.repo.objects import ObjectReader
+
+
+class Directory(NamedTuple):
+    """A directory as its root page says: one leaf, or rows that name leaves."""
+
+    digest: Digest
+    leaf: LeafPage | None
+    rows: tuple[IndexRow, ...]
+
+
+class TreeReader:
+    """Loads directories through an object index."""
+
+    def __init__(self, objects: ObjectReader) -> None:
+        self._objects = objects
+
+    def load(self, directory: Digest) -> Directory:
+        """Return a directory's root page. Raises ObjectMissing, IntegrityError, StoreError, FormatError."""
+        page = decode_page(bytes(self._objects.load(directory)))
+        if isinstance(page, LeafPage):
+            return Directory(directory, page, ())
+        return Directory(directory, None, page.rows)
+
+    def load_leaf(self, row: IndexRow) -> LeafPage:
+        """Return one leaf of a large directory."""
+        leaf = decode_page(bytes(self._objects.load(row.digest)))
+        if isinstance(leaf, IndexPage) or leaf.count != row.entries:
+            raise FormatError("tree page", "a leaf does not have the entries that its index promises")
+        return leaf
+
+    def leaves(self, directory: Directory) -> Iterator[LeafPage]:
+        """Yield the leaves of a directory in name order."""
+        if directory.leaf is not None:
+            yield directory.leaf
+        else:
+            for row in directory.rows:
+                yield self.load_leaf(row)
+
+    def entries(self, directory: Digest) -> Iterator[Entry]:
+        """Yield the entries of a directory in name order."""
+        for leaf in self.leaves(self.load(directory)):
+            yield from leaf.entries()
+
+    def find(self, directory: Digest, name: bytes) -> Entry | None:
+        """Return one entry of a directory, or None."""
+        loaded = self.load(directory)
+        leaf = loaded.leaf
+        if leaf is None:
+            low, high = 0, len(loaded.rows)
+            while low < high:
+                middle = (low + high) // 2
+                if loaded.rows[middle].first_name <= name:
+                    low = middle + 1
+                else:
+                    high = middle
+            if not low:
+                return None
+            leaf = self.load_leaf(loaded.rows[low - 1])
+        index = leaf.find(name)
+        return None if index is None else leaf.entry(index)
+
+    def walk(self, root: Digest) -> Iterator[tuple[bytes, Entry]]:
+        """Yield (path, entry) of everything below a directory, each directory before what it holds, names in order."""
+        stack: list[tuple[bytes, Iterator[Entry]]] = [(b"", self.entries(root))]
+        while stack:
+            prefix, entries = stack[-1]
+            entry = next(entries, None)
+            if entry is None:
+                stack.pop()
+                continue
+            path = prefix + entry.name
+            yield path, entry
+            if entry.kind == entry.kind.DIRECTORY:
+                if len(stack) >= DEPTH_MAX:
+                    raise FormatError("tree", f"more than {DEPTH_MAX} directories in each other")
+                stack.append((path + b"/", self.entries(entry.digest)))

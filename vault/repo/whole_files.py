@@ -1,0 +1,111 @@
+"""Which whole files of a local store are known to be good, so that the kernel may read them directly.
+
+A whole file is hashed when it enters the machine: by the commit that wrote it, or once by the first reader. What is
+remembered is the file's identity (device, inode, size, mtime, ctime): whoever writes to it changes that, and it is hashed
+again. Rot that leaves the file's times alone is found by `vault verify --data`, not here.
+
+The memory is small text files in the cache directory, one per file, safe to delete. Threads: safe.
+"""
+
+import fcntl
+import logging
+import os
+import threading
+from typing import Final
+
+from blake3 import blake3
+
+from vault.errors import DigestMismatch
+from vault.format.layout import whole_key
+from vault.ids import Digest
+from vault.stores.base import LocalFiles
+
+logger = logging.getLogger(__name__)
+
+CHECK_AT_ONCE_SIZE_MAX: Final = 256 << 20  # about 60 ms: a larger file is checked in the background
+_BLOCK: Final = 4 << 20
+
+
+class WholeFiles:
+    """Remembers verified whole files of one store on this machine."""
+
+    def __init__(self, files: LocalFiles, cache_dir: str) -> None:
+        self._files = files
+        self._dir = os.path.join(cache_dir, "verified")
+        self._known: dict[Digest, tuple[int, ...]] = {}
+
+    def path(self, file: Digest) -> str:
+        """Return where a whole file lies, checked or not."""
+        return self._files.path(whole_key(file))
+
+    def verified_path(self, file: Digest) -> str | None:
+        """Return the path of a file whose bytes are known to be good, or None while that is not known.
+
+        A file of up to CHECK_AT_ONCE_SIZE_MAX is hashed now if need be; a larger one by a thread, and later calls see it.
+
+        Raises:
+            DigestMismatch: the file was hashed just now and is damaged.
+            FileNotFoundError: it is not there.
+        """
+        path = self.path(file)
+        identity = _identity(os.stat(path))
+        if self._known.get(file) == identity or self._remembered(file) == identity:
+            self._known[file] = identity
+            return path
+        if identity[2] <= CHECK_AT_ONCE_SIZE_MAX:
+            self.check(file)
+            return path
+        threading.Thread(target=self._check_quietly, args=(file,), daemon=True).start()
+        return None
+
+    def remember(self, file: Digest) -> None:
+        """Note that a file is good as it is now. Best effort: a cache that cannot be written costs a hash later."""
+        identity = _identity(os.stat(self.path(file)))
+        self._known[file] = identity
+        try:
+            os.makedirs(self._dir, exist_ok=True)
+            temporary = os.path.join(self._dir, f".{file.hex()}.{os.getpid()}.{threading.get_ident()}")
+            with open(temporary, "w", encoding="ascii") as note:
+                note.write(" ".join(map(str, identity)))
+            os.replace(temporary, self._note(file))
+        except OSError as error:
+            logger.debug("cannot remember that %s is good: %s", file.hex()[:12], error)
+
+    def check(self, file: Digest) -> None:
+        """Hash a file and remember that it is good. Raises DigestMismatch if it is not."""
+        hasher = blake3(max_threads=blake3.AUTO)
+        buffer = memoryview(bytearray(_BLOCK))
+        with open(self.path(file), "rb", buffering=0) as stored:
+            while got := stored.readinto(buffer):
+                hasher.update(buffer[:got])
+        actual = hasher.digest()
+        if actual != file:
+            raise DigestMismatch(whole_key(file), file.hex(), actual.hex())
+        self.remember(file)
+
+    def _check_quietly(self, file: Digest) -> None:
+        """Check a file unless another process of this machine does it already."""
+        try:
+            os.makedirs(self._dir, exist_ok=True)
+            with open(self._note(file) + ".lock", "w", encoding="ascii") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.check(file)
+                os.unlink(lock.name)
+        except BlockingIOError:
+            logger.debug("%s is being checked by another process", file.hex()[:12])
+        except (OSError, DigestMismatch) as error:
+            logger.error("%s", error)
+
+    def _remembered(self, file: Digest) -> tuple[int, ...]:
+        try:
+            with open(self._note(file), encoding="ascii") as note:
+                return tuple(map(int, note.read(256).split()))
+        except (OSError, ValueError):
+            return ()
+
+    def _note(self, file: Digest) -> str:
+        return os.path.join(self._dir, file.hex())
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -1,0 +1,341 @@
+"""A snapshot as a read-only tree: what both mount engines, `vault ls` and the web pages look at.
+
+Entries are numbers (see format/mapfile.py). Everything that is answered is verified: directories page by page up to the
+snapshot's ID, small files when they are read, large ones chunk by chunk or by their whole hash. The map below is only a
+hint where to look. Memory is bounded by the budgets below.
+
+Threads: one view per thread or process. Returned buffers are valid until the next call.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import accumulate
+from operator import attrgetter
+from typing import Final
+
+from vault.errors import FormatError, IntegrityError, KeyNotFound
+from vault.format.chunk_table import ChunkTable
+from vault.format.layout import whole_key
+from vault.format.mapfile import How, Location, PageLocation, SnapshotMap
+from vault.format.pack import Codec, ObjectKind
+from vault.format.tree import Entry, IndexPage, Kind, LeafPage, decode_page
+from vault.ids import Digest
+from vault.repo.lru import Lru
+from vault.repo.maps import open_map
+from vault.repo.objects import ObjectLocation, ObjectReader
+from vault.repo.repository import Repository
+from vault.repo.whole_files import WholeFiles
+from vault.stores.base import Buffer
+
+PAGES_BUDGET: Final = 48 << 20
+CONTENT_BUDGET: Final = 32 << 20
+TABLES_BUDGET: Final = 8 << 20
+
+
+class _Directory:
+    """One directory whose root page is verified. `starts` are the child indexes at which its leaves begin."""
+
+    __slots__ = ("count", "first_child", "page_rows", "root", "starts")
+
+    def __init__(self, root: LeafPage | IndexPage, first_child: int, page_rows: range) -> None:
+        self.root = root
+        self.first_child = first_child
+        self.page_rows = page_rows
+        if isinstance(root, LeafPage):
+            self.starts: tuple[int, ...] = (0,)
+            self.count = root.count
+        else:
+            ends = tuple(accumulate(row.entries for row in root.rows))
+            self.starts = (0, *ends[:-1])
+            self.count = ends[-1] if ends else 0
+
+
+class SnapshotView:
+    """One snapshot. Numbers that the snapshot does not have raise IndexError."""
+
+    def __init__(self, snapshot: Digest, mapped: SnapshotMap, objects: ObjectReader, whole: WholeFiles | None) -> None:
+        self.snapshot = snapshot
+        self._map = mapped
+        self._objects = objects
+        self._whole = whole
+        self._directories: Lru[int, _Directory] = Lru(PAGES_BUDGET // 2)
+        self._leaves: Lru[int, LeafPage] = Lru(PAGES_BUDGET // 2)
+        self._contents: Lru[Digest, bytes] = Lru(CONTENT_BUDGET)
+        self._tables: Lru[Digest, tuple[ChunkTable, tuple[int, ...]]] = Lru(TABLES_BUDGET)
+        self.entries_total = mapped.entries
+        self.files_total = mapped.files
+        self.directories_total = mapped.directories
+        self.size_bytes_total = mapped.size_bytes
+
+    def attributes(self, number: int) -> Entry:
+        """Return the entry with this number; the root has an empty name."""
+        if not number:
+            return Entry(
+                b"", Kind.DIRECTORY, self.size_bytes_total, self.snapshot, self.files_total, self.directories_total
+            )
+        directory = self._directory(self._holder(number))
+        return self._child(directory, number - directory.first_child)
+
+    def lookup(self, directory: int, name: bytes) -> int | None:
+        """Return the number of the child of a directory that has name, or None."""
+        loaded = self._directory(self._row(directory))
+        root = loaded.root
+        if isinstance(root, LeafPage):
+            index = root.find(name)
+            return None if index is None else loaded.first_child + index
+        page = bisect_right(root.rows, name, key=attrgetter("first_name")) - 1
+        if page < 0:
+            return None
+        index = self._leaf(loaded, page).find(name)
+        return None if index is None else loaded.first_child + loaded.starts[page] + index
+
+    def children(self, directory: int, start: int = 0) -> Iterator[tuple[int, Entry]]:
+        """Yield (number, entry) of a directory's children in name order, from child index start on."""
+        loaded = self._directory(self._row(directory))
+        if isinstance(loaded.root, LeafPage):
+            yield from enumerate(loaded.root.entries(start), loaded.first_child + start)
+            return
+        page = max(bisect_right(loaded.starts, start) - 1, 0)
+        while page < len(loaded.starts) and start < loaded.count:
+            leaf = self._leaf(loaded, page)
+            begin = loaded.starts[page]
+            yield from enumerate(leaf.entries(start - begin), loaded.first_child + start)
+            start = begin + leaf.count
+            page += 1
+
+    def parent(self, number: int) -> int:
+        """Return the number of the directory that holds an entry; of the root: itself."""
+        return self._map.own_entry(self._holder(number)) if number else 0
+
+    def path(self, number: int) -> bytes:
+        """Return the path of an entry below the root: b"" for the root itself."""
+        parts = []
+        while number:
+            parts.append(self.attributes(number).name)
+            number = self.parent(number)
+        return b"/".join(reversed(parts))
+
+    def find(self, path: bytes) -> int | None:
+        """Return the number of the entry at a path without following symlinks, or None."""
+        number = 0
+        for name in path.split(b"/") if path else ():
+            if self.attributes(number).kind != Kind.DIRECTORY:
+                return None
+            found = self.lookup(number, name)
+            if found is None:
+                return None
+            number = found
+        return number
+
+    def read(self, number: int, offset: int, size: int) -> Buffer:
+        """Return bytes [offset, offset + size) of a file, verified; fewer at its end.
+
+        Raises:
+            IntegrityError: what is stored is damaged, or missing.
+            StoreError: as the store says; `retryable` tells whether another try may help.
+        """
+        entry = self.attributes(number)
+        end = min(offset + size, entry.size)
+        if offset >= end or not entry.is_file:
+            return b""
+        location = self._map.location(number)
+        if location.how == How.WHOLE:
+            return self._read_whole(entry, offset, end)
+        if location.how == How.RECIPE:
+            table, starts = self._table(entry.digest, self._packed(location, entry, ObjectKind.RECIPE))
+            return self._read_chunks(table, starts, offset, end)
+        return self._read_packed(location, entry, offset, end)
+
+    def whole_path(self, number: int) -> str | None:
+        """Return a local file whose content is this file's and known to be good, or None.
+
+        Raises:
+            IntegrityError: there is such a file, and it is damaged.
+        """
+        if self._whole is None or self._map.location(number).how != How.WHOLE:
+            return None
+        file = self.attributes(number).digest
+        try:
+            return self._whole.verified_path(file)
+        except FileNotFoundError:
+            raise KeyNotFound(whole_key(file)) from None
+
+    def close(self) -> None:
+        """Close files and let go of the map."""
+        self._objects.close()
+        self._map.release()
+
+    # Directories: a page is trusted once its digest is the one that its verified parent names.
+
+    def _holder(self, number: int) -> int:
+        if not 0 < number < self.entries_total:
+            raise IndexError(number)
+        return self._map.directory_of(number)
+
+    def _row(self, number: int) -> int:
+        location = self._map.location(number)
+        row = location.offset
+        if location.how != How.DIRECTORY or row >= self._map.rows or self._map.own_entry(row) != number:
+            raise FormatError("map", f"entry {number} is no directory")
+        return row
+
+    def _directory(self, row: int) -> _Directory:
+        found = self._directories.get(row)
+        if found is not None:
+            return found
+        missing = []
+        while row and found is None:
+            missing.append(row)
+            parent = self._map.directory_of(self._map.own_entry(row))
+            if parent >= row:
+                raise FormatError("map", "a directory lies in itself")
+            row = parent
+            found = self._directories.get(row)
+        if found is None:
+            found = self._load_directory(0, self.snapshot)
+        for row in reversed(missing):
+            entry = self._child(found, self._map.own_entry(row) - found.first_child)
+            if entry.kind != Kind.DIRECTORY:
+                raise FormatError("map", f"{entry.name!r} is no directory")
+            found = self._load_directory(row, entry.digest)
+        return found
+
+    def _load_directory(self, row: int, expected: Digest) -> _Directory:
+        page_rows = self._map.pages(row)
+        if not page_rows:
+            raise FormatError("map", f"directory {row} has no page")
+        data = self._load_page(self._map.page(page_rows[0]), expected)
+        directory = _Directory(decode_page(data), self._map.first_child(row), page_rows[1:])
+        if directory.first_child + directory.count != self._map.children_end(row):
+            raise FormatError("map", f"directory {row} does not have the entries that its page has")
+        if isinstance(directory.root, IndexPage) and len(directory.root.rows) != len(directory.page_rows):
+            raise FormatError("map", f"directory {row} does not have the pages that its index has")
+        self._directories.put(row, directory, len(data) + 512)
+        return directory
+
+    def _leaf(self, directory: _Directory, page: int) -> LeafPage:
+        root = directory.root
+        if isinstance(root, LeafPage):
+            return root
+        page_row = directory.page_rows[page]
+        leaf = self._leaves.get(page_row)
+        if leaf is None:
+            row = root.rows[page]
+            data = self._load_page(self._map.page(page_row), row.digest)
+            loaded = decode_page(data)
+            if isinstance(loaded, IndexPage) or loaded.count != row.entries:
+                raise FormatError("tree page", "a leaf does not have the entries that its index promises")
+            leaf = loaded
+            self._leaves.put(page_row, leaf, len(data) + 256)
+        return leaf
+
+    def _child(self, directory: _Directory, index: int) -> Entry:
+        if not 0 <= index < directory.count:
+            raise FormatError("map", "an entry lies outside of its directory")
+        if isinstance(directory.root, LeafPage):
+            return directory.root.entry(index)
+        page = bisect_right(directory.starts, index) - 1
+        return self._leaf(directory, page).entry(index - directory.starts[page])
+
+    def _load_page(self, at: PageLocation, expected: Digest) -> bytes:
+        location = ObjectLocation(
+            self._map.pack(at.pack), False, at.offset, at.length, at.length, Codec.RAW, ObjectKind.PAGE
+        )
+        return bytes(self._load(expected, location))
+
+    # Content.
+
+    def _read_packed(self, location: Location, entry: Entry, offset: int, end: int) -> Buffer:
+        cached = self._contents.get(entry.digest)
+        if cached is not None:
+            return memoryview(cached)[offset:end]
+        if location.pack or location.length:
+            plain = self._load(entry.digest, self._packed(location, entry, ObjectKind.BLOB))
+        else:
+            plain = self._objects.load(entry.digest)
+        if len(plain) != entry.size:
+            raise FormatError("tree entry", f"{entry.name!r} has another size than its content")
+        if end - offset == entry.size:
+            return plain  # one read takes it all: nobody will ask again, the kernel keeps the pages
+        kept = bytes(plain)
+        self._contents.put(entry.digest, kept, len(kept))
+        return memoryview(kept)[offset:end]
+
+    def _read_whole(self, entry: Entry, offset: int, end: int) -> Buffer:
+        if self._whole is not None:
+            try:
+                good = self._whole.verified_path(entry.digest)
+            except FileNotFoundError:
+                raise KeyNotFound(whole_key(entry.digest)) from None
+            if good is not None:
+                return self._objects.read_raw(whole_key(entry.digest), offset, end - offset)
+        table, starts = self._table(entry.digest, None)
+        return self._read_chunks(table, starts, offset, end)
+
+    def _read_chunks(self, table: ChunkTable, starts: tuple[int, ...], offset: int, end: int) -> Buffer:
+        """Return a range of a file from its chunks, each verified."""
+        parts = []
+        index = bisect_right(starts, offset) - 1
+        while offset < end:
+            chunk, start = table.chunks[index], starts[index]
+            data = self._contents.get(chunk.digest)
+            if data is None:
+                data = bytes(self._objects.load(chunk.digest))
+                if len(data) != chunk.size:
+                    raise FormatError("chunk table", "a chunk has another size than its content")
+                self._contents.put(chunk.digest, data, len(data))
+            stop = min(end, start + chunk.size)
+            parts.append(memoryview(data)[offset - start : stop - start])
+            offset = stop
+            index += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _table(self, file: Digest, recipe: ObjectLocation | None) -> tuple[ChunkTable, tuple[int, ...]]:
+        """Return the chunks of a file and where each begins: from its recipe, or from beside the whole file."""
+        found = self._tables.get(file)
+        if found is None:
+            if recipe is None:
+                table = self._objects.load_whole_table(file)
+            else:
+                try:
+                    table = self._objects.load_recipe(file, recipe)
+                except (IntegrityError, KeyNotFound):
+                    elsewhere = self._elsewhere(file, recipe)
+                    if elsewhere is None:
+                        raise
+                    table = self._objects.load_recipe(file, elsewhere)
+            starts = tuple(accumulate((chunk.size for chunk in table.chunks[:-1]), initial=0))
+            found = (table, starts)
+            self._tables.put(file, found, 150 * len(starts) + 256)
+        return found
+
+    def _packed(self, location: Location, entry: Entry, kind: ObjectKind) -> ObjectLocation:
+        offset, pack, length, _, codec = location
+        return ObjectLocation(self._map.pack(pack), False, offset, length, entry.size, codec, kind)
+
+    def _load(self, expected: Digest, location: ObjectLocation) -> Buffer:
+        """Load an object from where the map says; if that is wrong or damaged, from where the index says."""
+        try:
+            return self._objects.load_at(expected, location)
+        except (IntegrityError, KeyNotFound):
+            elsewhere = self._elsewhere(expected, location)
+            if elsewhere is None:
+                raise
+            return self._objects.load_at(expected, elsewhere)
+
+    def _elsewhere(self, expected: Digest, tried: ObjectLocation) -> ObjectLocation | None:
+        found = self._objects.find(expected)
+        if found is None or (found.container, found.offset) == (tried.container, tried.offset):
+            return None
+        return found
+
+
+def open_view(repository: Repository, snapshot: Digest) -> SnapshotView:
+    """Open a snapshot. Builds its map if the store has none.
+
+    Raises:
+        ObjectMissing: the store does not hold the snapshot.
+    """
+    objects = repository.object_reader()
+    mapped = open_map(snapshot, repository.store, objects, repository.cache_dir)
+    return SnapshotView(snapshot, mapped, objects, repository.whole_files)

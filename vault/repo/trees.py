@@ -19,6 +19,11 @@ class Directory(NamedTuple):
     leaf: LeafPage | None
     rows: tuple[IndexRow, ...]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no entries."""
+        return not self.rows and (self.leaf is None or not self.leaf.count)
+
 
 class TreeReader:
     """Loads directories through an object index."""

@@ -52,6 +52,13 @@ def flatten(tree: Tree, prefix: bytes = b"") -> dict[bytes, bytes | None]:
     return flat
 
 
+def is_directory(tree: Tree, path: bytes) -> bool:
+    node: bytes | Tree | None = tree
+    for name in path.split(b"/"):
+        node = node.get(name) if isinstance(node, dict) else None
+    return isinstance(node, dict)
+
+
 names = st.sampled_from([b"a", b"b", b"c", b"\xff", b"zz"])
 trees: st.SearchStrategy[Tree] = st.recursive(
     st.dictionaries(names, st.binary(max_size=2), max_size=4),
@@ -70,6 +77,9 @@ def test_diff_is_what_two_dictionaries_say(old: Tree, new: Tree) -> None:
     assert len(found) == len(changes)
     expected = {(ChangeKind.ADDED, path) for path in after.keys() - before.keys()}
     expected |= {(ChangeKind.REMOVED, path) for path in before.keys() - after.keys()}
+    # A directory that both have is no change, empty or not.
+    expected -= {(ChangeKind.REMOVED, path) for path in before if is_directory(new, path) and before[path] is None}
+    expected -= {(ChangeKind.ADDED, path) for path in after if is_directory(old, path) and after[path] is None}
     for path in before.keys() & after.keys():
         if before[path] is None or after[path] is None:
             if before[path] != after[path]:

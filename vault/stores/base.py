@@ -1,8 +1,9 @@
 """What a store is: immutable bytes by key, created once. No store knows what the bytes mean.
 
-Keys are `/`-joined segments of printable ASCII without `..`; `check_key` refuses the rest. All calls are synchronous and
-may be made from several threads at once. A key, once visible, has all of its bytes, for ever and durably: a `put` or
-`Stage.publish` that has returned survives power loss. Authority is by type: readers get a ByteReader, only gc a Deleter.
+Keys are `/`-joined segments of printable ASCII that do not start with a dot: such names belong to file systems (`.nfs…`,
+`.snapshot`). `tmp` belongs to the store itself. `check_key` refuses the rest. All calls are synchronous and may be made
+from several threads at once. A key, once visible, has all of its bytes, for ever and durably: a `put` or `Stage.publish`
+that has returned survives power loss. Authority is by type: readers get a ByteReader, only gc a Deleter.
 """
 
 import re
@@ -14,7 +15,9 @@ from vault.errors import KeyExists, UsageError
 Buffer = bytes | bytearray | memoryview
 
 KEY_LENGTH_MAX = 512
-_KEY = re.compile(r"[A-Za-z0-9._=+@-]+(/[A-Za-z0-9._=+@-]+)*\Z")
+SEGMENT_LENGTH_MAX = 255  # what a file name may have
+TEMPORARY = "tmp"  # no key starts with this segment: a folder keeps there what is being written
+_KEY = re.compile(r"[A-Za-z0-9_=+@-][A-Za-z0-9._=+@-]*(/[A-Za-z0-9_=+@-][A-Za-z0-9._=+@-]*)*\Z")
 
 
 class ByteReader(Protocol):
@@ -105,9 +108,30 @@ class Deleter(Protocol):
 
 def check_key(key: str) -> str:
     """Return key unchanged if it is well-formed, else raise UsageError."""
-    if len(key) > KEY_LENGTH_MAX or not _KEY.match(key) or any(part in (".", "..") for part in key.split("/")):
+    if not is_key(key):
         raise UsageError(f"{key!r} is not a store key")
     return key
+
+
+def is_key(text: str) -> bool:
+    """Tell whether text is a well-formed key."""
+    if len(text) > KEY_LENGTH_MAX or not _KEY.match(text):
+        return False
+    segments = text.split("/")
+    return segments[0] != TEMPORARY and all(len(segment) <= SEGMENT_LENGTH_MAX for segment in segments)
+
+
+def check_prefix(prefix: str) -> str:
+    """Return prefix unchanged if `list` takes it (empty, or a key and `/`), else raise UsageError."""
+    if prefix and not (prefix.endswith("/") and is_key(prefix[:-1])):
+        raise UsageError(f"{prefix!r} is not a prefix of store keys: it is empty or ends in '/'")
+    return prefix
+
+
+def check_range(offset: int, length: int | None) -> None:
+    """Raise UsageError unless both say a range of bytes."""
+    if offset < 0 or (length is not None and length < 0):
+        raise UsageError(f"a range starts at {offset} and has {length} bytes: neither may be negative")
 
 
 def put_if_absent(store: Store, key: str, data: Buffer) -> bool:

@@ -24,6 +24,7 @@
     │   ├── SpecialFile             socket, device or FIFO in a dataset
     │   └── ObjectMissing           named, but in no pack
     ├── MountError
+    ├── RecordingError              an open that cannot be put on record, so it is refused
     └── UsageError                  an argument that makes no sense
 
 Errors carry fields and hand all of them to `Exception.__init__`, so that they pickle across processes. The text is made
@@ -287,6 +288,20 @@ class MountError(VaultError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+class RecordingError(VaultError):
+    """An open could not be put on record, so the file is not opened. A retry helps once the spool takes writes again."""
+
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"opens cannot be recorded in {self.where}: {self.reason}; free space there, and reads go on"
 
 
 class UsageError(VaultError):

@@ -1,0 +1,54 @@
+"""Take out of a command line what looks like a secret, before anything is written. Pure; when in doubt, out.
+
+Names of options that carry secrets, credentials in URLs, and the shapes of well-known tokens. Not a guarantee: a password
+given as a plain word cannot be told from a word. Threads: pure.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+HIDDEN: Final = "***"
+ARGUMENTS_MAX: Final = 256
+COMMAND_LENGTH_MAX: Final = 16 << 10
+
+_SECRET_NAME = re.compile(
+    r"(?i)(?:pass(?:word|wd|phrase)?|secret|token|credentials?|api[-_.]?key|access[-_.]?key|private[-_.]?key|auth(?:orization)?|bearer|cookie)$"
+)
+_ASSIGNMENT = re.compile(r"\A(-{0,2}[A-Za-z0-9_.-]{1,64})[=:](.+)\Z", re.DOTALL)
+_TOKENS = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}|sk-[\w-]{16,}|AKIA[A-Z0-9]{12,}"
+    r"|xox[abprs]-[\w-]{8,}|AIza[\w-]{20,}|ey[JK][\w-]{8,}\.[\w-]{8,}\.[\w-]{4,})"
+)
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+def redact_command(command: Sequence[str]) -> tuple[str, ...]:
+    """Return a command line with secrets replaced by `***`, cut to size."""
+    shown: list[str] = []
+    hide_next = False
+    left = COMMAND_LENGTH_MAX
+    for argument in command[:ARGUMENTS_MAX]:
+        text, hide_next = (HIDDEN, False) if hide_next and not argument.startswith("--") else _redact(argument)
+        shown.append(text[:left])
+        left -= len(text.encode("unicode_escape"))
+        if left <= 0:
+            break
+    return tuple(shown)
+
+
+def _redact(argument: str) -> tuple[str, bool]:
+    """Return what may be shown of an argument, and whether the next one is its secret."""
+    if match := _ASSIGNMENT.match(argument):
+        name, value = match.groups()
+        if _SECRET_NAME.search(name):
+            return f"{name}={HIDDEN}", False
+        if not value.startswith("//"):
+            return argument[: match.start(2)] + _without_tokens(value), False
+    if argument.startswith("-") and _SECRET_NAME.search(argument):
+        return argument, True
+    return _without_tokens(argument), False
+
+
+def _without_tokens(text: str) -> str:
+    return _TOKENS.sub(HIDDEN, _URL_CREDENTIALS.sub(HIDDEN, text))

@@ -1,0 +1,255 @@
+"""The shared table of one worker for one run and one snapshot: a byte per entry, how often it was opened (255 = or more).
+
+A file in the spool, mapped by the worker that counts and read by whoever ships it, so that it survives `kill -9` of either.
+Each table has one writer for its whole life. A machine's own cache, not part of the store format: another version of vault
+refuses it. Threads: one counts, any may read. Layout (native byte order), offsets in bytes:
+
+    0      8s   magic            32     Q  state: 0 counting, 1 closed by the shipper, 2 released by the worker
+    8      Q    entries_total    40     Q  head_length
+    16     Q    first_open_ns    48        head: JSON of TableHead
+    24     Q    last_open_ns     131072    entries_total counts, then from the next page on as many shipped counts
+"""
+
+import contextlib
+import mmap
+import os
+import re
+import sys
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Final
+
+import msgspec
+
+from vault.errors import FormatError
+from vault.format.records import ProcessClass, Start
+
+MAGIC: Final = b"VRTABLE1"
+COUNTS_AT: Final = 131072
+HEAD_AT: Final = 48
+PAGE: Final = 4096
+COUNT_MAX: Final = 255
+ENTRIES_MAX: Final = 1 << 32
+_ENTRIES_TOTAL, FIRST_OPEN, LAST_OPEN, STATE, _HEAD_LENGTH = 1, 2, 3, 4, 5  # cells of 8 bytes
+_COMPARED_AT_ONCE: Final = 1 << 16
+_NOT_ZERO: Final = re.compile(rb"[^\0]")
+_ANY_COUNT: Final = bytes([0]) + bytes([1]) * 255  # translates counts to "was opened"
+
+
+class State(IntEnum):
+    """Who lets go of a table."""
+
+    COUNTING = 0
+    CLOSED = 1  # the run has ended: a worker that sees this starts another table
+    RELEASED = 2  # its worker will not count here any more
+
+
+class TableHead(msgspec.Struct, frozen=True, kw_only=True):
+    """Whose table it is."""
+
+    run: str
+    snapshot: str
+    ref: str
+    entries_total: int
+    worker_pid: int
+    worker_ticks: int
+    process_class: ProcessClass
+    start: Start
+
+
+class ReadTable:
+    """A table in the hands of the worker that counts."""
+
+    __slots__ = ("_allocated", "_descriptor", "_map", "cells", "counts", "path")
+
+    def __init__(self, path: str, descriptor: int, entries_total: int) -> None:
+        self.path = path
+        self._descriptor = descriptor
+        self._map = mmap.mmap(descriptor, COUNTS_AT + max(entries_total, 1))
+        view = memoryview(self._map)
+        self.cells = view[:HEAD_AT].cast("Q")
+        self.counts = view[COUNTS_AT:]
+        self._allocated = bytearray(entries_total // PAGE + 1)
+
+    def first(self, number: int) -> None:
+        """Count an entry that has no count yet.
+
+        Its page is given disk space first: writing to a mapped hole on a full disk kills the writer (SIGBUS).
+
+        Raises:
+            OSError: no space is left.
+            IndexError: the snapshot has no such entry.
+        """
+        page = number // PAGE
+        if not self._allocated[page]:
+            os.posix_fallocate(self._descriptor, COUNTS_AT + page * PAGE, PAGE)
+            self._allocated[page] = 1
+        self.counts[number] = 1
+
+    def is_closed(self) -> bool:
+        """Say whether the shipper took the table away."""
+        return self.cells[STATE] != State.COUNTING
+
+    def release(self) -> None:
+        """Give the table up: it may be shipped and removed at any time from now on."""
+        self.cells[STATE] = State.RELEASED
+        self.cells.release()
+        self.counts.release()
+        self._map.close()
+        os.close(self._descriptor)
+
+
+def create_table(folder: str, name: str, head: TableHead, number: int, now_ns: int) -> ReadTable:
+    """Create a table with one entry counted, durably: it survives power loss once this returns.
+
+    Raises:
+        OSError: the spool cannot be written, or is full. Nothing is left behind.
+    """
+    encoded = msgspec.json.encode(head)
+    if len(encoded) > COUNTS_AT - HEAD_AT or not 0 <= number < head.entries_total <= ENTRIES_MAX:
+        raise FormatError("read table", f"head of {len(encoded)} bytes, entry {number} of {head.entries_total}")
+    path = f"{folder}/{name}"
+    unfinished = f"{folder}/new-{name}"
+    descriptor = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, _shipped_at(head.entries_total) + head.entries_total)
+        cells = b"".join(
+            value.to_bytes(8, sys.byteorder) for value in (head.entries_total, now_ns, now_ns, 0, len(encoded))
+        )
+        os.posix_fallocate(descriptor, 0, HEAD_AT + len(encoded))
+        os.pwrite(descriptor, MAGIC + cells + encoded, 0)
+        table = ReadTable(path, descriptor, head.entries_total)
+        table.first(number)
+        os.fsync(descriptor)
+        os.rename(unfinished, path)
+        sync_folder(folder)
+    except BaseException:
+        os.close(descriptor)
+        remove_if_there(unfinished)
+        raise
+    return table
+
+
+class ShippedTable:
+    """A table in the hands of whoever ships it. Use as a context manager."""
+
+    def __init__(self, path: str) -> None:
+        """Open a table. Raises FormatError if it is none, FileNotFoundError if it is gone."""
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fixed = os.pread(self._descriptor, HEAD_AT, 0)
+            if len(fixed) != HEAD_AT or fixed[:8] != MAGIC:
+                raise FormatError("read table", "wrong magic")
+            head_length = int.from_bytes(fixed[40:48], sys.byteorder)
+            if head_length > COUNTS_AT - HEAD_AT:
+                raise FormatError("read table", "its head is too long")
+            self.head = msgspec.json.decode(os.pread(self._descriptor, head_length, HEAD_AT), type=TableHead)
+            if os.fstat(self._descriptor).st_size != _shipped_at(self.head.entries_total) + self.head.entries_total:
+                raise FormatError("read table", "wrong length")
+        except msgspec.MsgspecError as error:
+            os.close(self._descriptor)
+            raise FormatError("read table", str(error)) from error
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+
+    def cell(self, index: int) -> int:
+        """Return one of the cells FIRST_OPEN, LAST_OPEN, STATE."""
+        return int.from_bytes(os.pread(self._descriptor, 8, index * 8), sys.byteorder)
+
+    def set_state(self, state: State) -> None:
+        """Change the state, for the worker to see at once."""
+        os.pwrite(self._descriptor, int(state).to_bytes(8, sys.byteorder), STATE * 8)
+
+    def unshipped(self, *, reopened: bool) -> Iterator[tuple[int, int]]:
+        """Yield (entry, count) that differ from what was shipped; with `reopened` off only entries never shipped yet."""
+        entries = self.head.entries_total
+        for start in _data_ranges(self._descriptor, COUNTS_AT, COUNTS_AT + entries):
+            at = start - COUNTS_AT
+            size = min(_COMPARED_AT_ONCE, entries - at)
+            now = os.pread(self._descriptor, size, start)
+            shipped = os.pread(self._descriptor, size, _shipped_at(entries) + at)
+            if now == shipped:
+                continue
+            if reopened:
+                changed = _differing(now, shipped)
+            else:
+                changed = _differing(now.translate(_ANY_COUNT), shipped.translate(_ANY_COUNT))
+            for match in _NOT_ZERO.finditer(changed):
+                place = match.start()
+                yield at + place, now[place]
+
+    def shipped_count(self, number: int) -> int:
+        """Return the count of an entry that was shipped."""
+        return os.pread(self._descriptor, 1, _shipped_at(self.head.entries_total) + number)[0]
+
+    def set_shipped(self, counts: "list[tuple[int, int]]") -> None:
+        """Note counts as shipped, durably. Doing it twice does no harm."""
+        base = _shipped_at(self.head.entries_total)
+        for start, run in _runs(counts):
+            os.pwrite(self._descriptor, run, base + start)
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def __enter__(self) -> "ShippedTable":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def sync_folder(folder: str) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_if_there(path: str) -> None:
+    """Remove a file that may be gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _differing(left: bytes, right: bytes) -> bytes:
+    """Return bytes that are zero where left and right, of one length, are equal."""
+    return (int.from_bytes(left, "little") ^ int.from_bytes(right, "little")).to_bytes(len(left), "little")
+
+
+def _shipped_at(entries_total: int) -> int:
+    return COUNTS_AT + -(-entries_total // PAGE) * PAGE
+
+
+def _data_ranges(descriptor: int, start: int, end: int) -> Iterator[int]:
+    """Yield the starts of the blocks between start and end that are no holes."""
+    at = start
+    while at < end:
+        try:
+            found = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError:  # ENXIO: only a hole is left
+            return
+        at = max(at, start + (found - start) // _COMPARED_AT_ONCE * _COMPARED_AT_ONCE)
+        if at >= end:
+            return
+        yield at
+        at += _COMPARED_AT_ONCE
+
+
+def _runs(counts: "list[tuple[int, int]]") -> Iterator[tuple[int, bytes]]:
+    """Join neighbours of an ascending list, so that a full epoch is a few writes."""
+    start = -1
+    run = bytearray()
+    for number, count in counts:
+        if number != start + len(run):
+            if run:
+                yield start, bytes(run)
+            start, run = number, bytearray()
+        run.append(count)
+    if run:
+        yield start, bytes(run)

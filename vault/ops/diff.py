@@ -48,7 +48,7 @@ def diff_snapshots(trees: TreeReader, old: Digest, new: Digest) -> Iterator[Chan
             stack.append(step)
 
 
-_Steps = Iterator["Change | Iterator[Change]"]
+_Steps = Iterator["Change | _Steps"]
 
 
 def _diff_directories(trees: TreeReader, prefix: bytes, old: Digest, new: Digest) -> _Steps:

@@ -83,6 +83,10 @@ class ObjectIndex:
                 logger.error("%s is left out of the object index: %s", key, error)
         return added
 
+    def sync(self) -> None:
+        """Make the index outlive a restart of the machine."""
+        self._file.sync()
+
     def forget(self) -> None:
         """Drop everything, so that the next refresh reads all indexes."""
         self._containers.clear()

@@ -79,7 +79,12 @@ class LargeFileWriter:
         self._buffers = [memoryview(bytearray(_BUFFER_SIZE + params.max_size)) for _ in range(2)]
 
     def store(
-        self, source: Source, *, compress: Compress | None = None, advance: Callable[[int], None] = lambda _: None
+        self,
+        source: Source,
+        *,
+        compress: Compress | None = None,
+        advance: Callable[[int], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
     ) -> StoredFile:
         """Store the content of a file unless the store has it.
 
@@ -88,6 +93,7 @@ class LargeFileWriter:
             compress: makes stored bytes of a chunk, or None where that does not pay. Without it nothing is compressed and
                 the file may be stored whole.
             advance: told how many more bytes were read in the first pass.
+            check: called after each pass; raises SourceChanged if the file is not what it was.
 
         Raises:
             SourceChanged: a second pass met other bytes than the first.
@@ -96,6 +102,7 @@ class LargeFileWriter:
         with ExitStack() as stack:
             work = _FirstPass(self, source, compress, stack)
             work.run(advance)
+            check()
             table = ChunkTable(Digest(work.hasher.digest()), work.size, tuple(work.chunks))
             if self._writer.has(table.file):
                 return StoredFile(table.file, table.size, 0, 0)
@@ -131,9 +138,7 @@ class LargeFileWriter:
     def _add_chunk(self, chunk: Chunk, data: memoryview, compress: Compress | None) -> None:
         packed = compress(data) if compress is not None else None
         codec = Codec.RAW if packed is None else Codec.ZSTD
-        self._writer.add(
-            chunk.digest, ObjectKind.BLOB, codec, bytes(data) if packed is None else packed, chunk.size
-        )
+        self._writer.add(chunk.digest, ObjectKind.BLOB, codec, bytes(data) if packed is None else packed, chunk.size)
 
 
 class _FirstPass:

@@ -1,0 +1,336 @@
+"""Reads the folder (or file) that is to be committed: a walk in tree order, and contents that did not change meanwhile.
+
+The walk opens each directory relative to its parent, so paths may be longer than the kernel takes in one call. Symlinks
+are kept, never followed. Mount points inside the source are entered. Threads: a walk belongs to one; reading is free.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from vault.errors import SourceChanged, SourceUnreadable, SpecialFile, UsageError
+from vault.format.tree import DEPTH_MAX, NAME_LENGTH_MAX
+from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_excluded, parse_rules
+
+_READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a FIFO
+_SPECIAL: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFBLK: "block device", stat.S_IFCHR: "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A regular file as the walk saw it."""
+
+    name: bytes
+    path: bytes  # absolute
+    status: os.stat_result
+
+    @property
+    def size(self) -> int:
+        """Bytes when the walk saw it."""
+        return self.status.st_size
+
+    @property
+    def executable(self) -> bool:
+        """Whether its owner may execute it."""
+        return bool(self.status.st_mode & stat.S_IXUSR)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSymlink:
+    """A symlink, with what it points to."""
+
+    name: bytes
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BeginDirectory:
+    """A directory begins. `files` are all regular files directly in it, which will follow one by one in name order."""
+
+    name: bytes
+    files: tuple[SourceFile, ...]
+
+
+class EndDirectory:
+    """The directory that began last and has not ended has nothing more."""
+
+
+Step = BeginDirectory | EndDirectory | SourceFile | SourceSymlink
+
+
+@dataclass(slots=True)
+class WalkReport:
+    """What a walk left out."""
+
+    excluded: int = 0
+    special: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Frame:
+    descriptor: int
+    path: bytes  # below the source, with a slash at its end; b"" for the source itself
+    rules: tuple[RuleSet, ...]
+    items: Iterator["SourceFile | SourceSymlink | bytes"]  # bytes: name of a directory
+
+
+class Walk:
+    """Iterates over a source once, in tree order; `report` is complete afterwards."""
+
+    def __init__(
+        self,
+        source: bytes,
+        *,
+        exclude: Sequence[bytes] = (),
+        skip_special: bool = False,
+        forbidden: Sequence[str] = (),
+    ) -> None:
+        """Name a source.
+
+        Args:
+            source: a folder, or one file.
+            exclude: patterns as in a .gitignore file; they beat `.vaultignore` files.
+            skip_special: leave sockets, devices and FIFOs out instead of refusing.
+            forbidden: folders that must not lie in the source: the store, the cache.
+
+        Raises:
+            SourceUnreadable: there is no such folder or file.
+            UsageError: a pattern cannot be understood.
+        """
+        self._source = os.path.abspath(source)
+        self._strongest = parse_rules(exclude)
+        self._skip_special = skip_special
+        self._forbidden = {_inode(os.stat(path)): path for path in forbidden if os.path.exists(path)}
+        self.report = WalkReport()
+        try:
+            self._status = os.stat(self._source)
+        except OSError as error:
+            raise _unreadable(self._source, error) from error
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield what there is; the outermost directory has an empty name.
+
+        Raises:
+            SourceUnreadable, SpecialFile, UsageError: naming the path.
+        """
+        if not stat.S_ISDIR(self._status.st_mode):
+            name = os.path.basename(self._source)
+            if not stat.S_ISREG(self._status.st_mode):
+                raise SpecialFile(os.fsdecode(self._source), _kind(self._status), 1)
+            file = SourceFile(name, os.path.realpath(self._source), self._status)
+            yield from (BeginDirectory(b"", (file,)), file, EndDirectory())
+            return
+        stack: list[_Frame] = []
+        try:
+            frame, begin = self._enter(None, b"")
+            stack.append(frame)
+            yield begin
+            while stack:
+                frame = stack[-1]
+                item = next(frame.items, None)
+                if item is None:
+                    os.close(stack.pop().descriptor)
+                    yield EndDirectory()
+                elif isinstance(item, bytes):
+                    if len(stack) >= DEPTH_MAX:
+                        raise UsageError(f"{os.fsdecode(self._source)}: more than {DEPTH_MAX} directories in each other")
+                    below, begin = self._enter(frame, item)
+                    stack.append(below)
+                    yield begin
+                else:
+                    yield item
+        finally:
+            for frame in stack:
+                os.close(frame.descriptor)
+
+    def _enter(self, parent: _Frame | None, name: bytes) -> tuple[_Frame, BeginDirectory]:
+        path = parent.path + name + b"/" if parent else b""
+        absolute = os.path.join(self._source, path[:-1]) if path else self._source
+        descriptor = -1
+        try:
+            if parent:
+                descriptor = os.open(name, _READ_FLAGS | os.O_DIRECTORY, dir_fd=parent.descriptor)
+            else:
+                descriptor = os.open(self._source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            forbidden = self._forbidden.get(_inode(os.fstat(descriptor)))
+            if forbidden:
+                raise UsageError(f"{forbidden} lies in the folder that is to be committed: move it, or --exclude it")
+            rules = (*(parent.rules if parent else ()), *_ignore_file(descriptor, path))
+            items, files = self._list(descriptor, path, absolute, (*rules, self._strongest))
+        except OSError as error:
+            _close(descriptor)
+            raise _unreadable(absolute, error) from error
+        except BaseException:
+            _close(descriptor)
+            raise
+        return _Frame(descriptor, path, rules, iter(items)), BeginDirectory(name, files)
+
+    def _list(
+        self, descriptor: int, path: bytes, absolute: bytes, rules: Sequence[RuleSet]
+    ) -> tuple[list["SourceFile | SourceSymlink | bytes"], tuple[SourceFile, ...]]:
+        prefix = absolute if absolute.endswith(b"/") else absolute + b"/"
+        rules = [rule_set for rule_set in rules if rule_set.rules]
+        items: list[tuple[bytes, SourceFile | SourceSymlink | bytes]] = []
+        with os.scandir(descriptor) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                if rules and is_excluded(path + name, entry.is_dir(follow_symlinks=False), rules):
+                    self.report.excluded += 1
+                    continue
+                if len(name) > NAME_LENGTH_MAX:
+                    raise SourceUnreadable(os.fsdecode(prefix + name), "its name is longer than 255 bytes")
+                status = entry.stat(follow_symlinks=False)
+                mode = stat.S_IFMT(status.st_mode)
+                if mode == stat.S_IFREG:
+                    items.append((name, SourceFile(name, prefix + name, status)))
+                elif mode == stat.S_IFDIR:
+                    items.append((name, name))
+                elif mode == stat.S_IFLNK:
+                    items.append((name, SourceSymlink(name, os.readlink(name, dir_fd=descriptor))))
+                elif self._skip_special:
+                    self.report.special.append(path + name)
+                else:
+                    raise SpecialFile(os.fsdecode(prefix + name), _kind(status), 1)
+        items.sort(key=lambda item: item[0])
+        ordered = [item for _, item in items]
+        return ordered, tuple(item for item in ordered if isinstance(item, SourceFile))
+
+
+def read_small(file: SourceFile) -> tuple[bytes, int]:
+    """Return a file's content, and the time (ns since 1970) at which reading began.
+
+    Raises:
+        SourceChanged: it is not the file that the walk saw, or changed while it was read.
+        SourceUnreadable: it cannot be opened or read.
+    """
+    read_ns = time.time_ns()
+    try:
+        descriptor = open_file(file.path)
+        try:
+            data = os.read(descriptor, file.size + 1)
+            while data and len(data) < file.size:
+                more = os.read(descriptor, file.size + 1 - len(data))
+                if not more:
+                    break
+                data += more
+            after = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _unreadable(file.path, error) from error
+    if len(data) != file.size or not same_file(file.status, after):
+        raise SourceChanged(os.fsdecode(file.path))
+    return data, read_ns
+
+
+class LargeSource:
+    """A large file that is open for reading. Use as a context manager: leaving it checks that it did not change."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self.read_ns = time.time_ns()
+        try:
+            self._descriptor = open_file(file.path)
+        except OSError as error:
+            raise _unreadable(file.path, error) from error
+
+    @property
+    def path(self) -> str:
+        """Its path, for messages."""
+        return os.fsdecode(self._file.path)
+
+    @property
+    def size(self) -> int:
+        """Its size as the walk saw it."""
+        return self._file.size
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Fill into from offset on; return how many bytes there were. Raises SourceUnreadable."""
+        done = 0
+        try:
+            while done < len(into):
+                got = os.preadv(self._descriptor, [into[done:]], offset + done)
+                if not got:
+                    break
+                done += got
+        except OSError as error:
+            raise _unreadable(self._file.path, error) from error
+        return done
+
+    def check(self) -> None:
+        """Raise SourceChanged unless the file still is what the walk saw."""
+        if not same_file(self._file.status, os.fstat(self._descriptor)):
+            raise SourceChanged(self.path)
+
+    def __enter__(self) -> "LargeSource":
+        """Return self."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+
+def open_file(path: bytes) -> int:
+    """Open a file for reading without following a symlink, however long its path. Raises OSError."""
+    try:
+        return os.open(path, _READ_FLAGS)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+    directory = os.open(b"/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        *parents, name = path.strip(b"/").split(b"/")
+        for part in parents:
+            below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        return os.open(name, _READ_FLAGS, dir_fd=directory)
+    finally:
+        os.close(directory)
+
+
+def same_file(before: os.stat_result, after: os.stat_result) -> bool:
+    """Return whether two statuses are those of the same content: device, inode, size, times."""
+    return (
+        before.st_ino == after.st_ino
+        and before.st_size == after.st_size
+        and before.st_mtime_ns == after.st_mtime_ns
+        and before.st_ctime_ns == after.st_ctime_ns
+        and before.st_dev == after.st_dev
+    )
+
+
+def _ignore_file(directory: int, path: bytes) -> tuple[RuleSet, ...]:
+    try:
+        descriptor = os.open(IGNORE_FILE, _READ_FLAGS, dir_fd=directory)
+    except (FileNotFoundError, IsADirectoryError):
+        return ()
+    try:
+        data = os.read(descriptor, IGNORE_FILE_SIZE_MAX + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > IGNORE_FILE_SIZE_MAX:
+        raise UsageError(f"{os.fsdecode(path + IGNORE_FILE)} is larger than {IGNORE_FILE_SIZE_MAX} bytes")
+    return (parse_rules(data.splitlines(), path),)
+
+
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _kind(status: os.stat_result) -> str:
+    return _SPECIAL.get(stat.S_IFMT(status.st_mode), "special file")
+
+
+def _unreadable(path: bytes, error: OSError) -> SourceUnreadable:
+    return SourceUnreadable(os.fsdecode(path), error.strerror or str(error))
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)

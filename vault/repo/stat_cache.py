@@ -1,0 +1,74 @@
+"""Which content a file had when it was read last: (path, size, mtime, ctime, inode) -> digest, in LMDB.
+
+An entry counts only if the file's times are older than the moment of reading by RACY_WINDOW_NS: a file that was written
+again within the granularity of its time stamps, with its size unchanged, would else look the same. Such a file is read once
+more by the next commit. The cache says nothing about any store; all stores of a user share it. Threads: safe.
+"""
+
+import os
+import struct
+import threading
+from collections.abc import Iterable
+from typing import Final
+
+from vault.format.digest import digest
+from vault.ids import Digest
+from vault.repo.lmdb_file import LmdbFile
+
+CACHE_VERSION: Final = 1
+RACY_WINDOW_NS: Final = 2_000_000_000  # FAT and some network file systems keep time to 2 s
+_VALUE = struct.Struct("<QQqqq32s")  # size inode mtime_ns ctime_ns read_ns digest
+_FILES: Final = b"files"
+_BATCH: Final = 4096
+
+
+class StatCache:
+    """Remembers digests of files by their status."""
+
+    def __init__(self, path: str) -> None:
+        """Open the cache in a directory of its own."""
+        self._file = LmdbFile(path, version=CACHE_VERSION, databases=(_FILES,))
+        self._lock = threading.Lock()
+        self._fresh: dict[bytes, bytes] = {}
+
+    def lookup(self, files: Iterable[tuple[bytes, os.stat_result]]) -> list[Digest | None]:
+        """Return the digest of each (absolute path, status), or None where it is not known for sure."""
+        with self._file.read() as transaction:
+            database = self._file.db(_FILES)
+            return [_match(transaction.get(_key(path, status), db=database), status) for path, status in files]
+
+    def remember(self, path: bytes, status: os.stat_result, read_ns: int, content: Digest) -> None:
+        """Note the content that a file with this status had when it was read, at read_ns. Written in batches."""
+        value = _VALUE.pack(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, read_ns, content)
+        with self._lock:
+            self._fresh[_key(path, status)] = value
+            if len(self._fresh) < _BATCH:
+                return
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what is remembered but not written."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, {}
+        if fresh:
+            with self._file.write() as transaction:
+                transaction.cursor(db=self._file.db(_FILES)).putmulti(sorted(fresh.items()))
+
+    def close(self) -> None:
+        """Write everything, durably, and close the cache."""
+        self.flush()
+        self._file.sync()
+        self._file.close()
+
+
+def _key(path: bytes, status: os.stat_result) -> bytes:
+    return digest(b"%d\0%b" % (status.st_dev, path))[:16]
+
+
+def _match(value: bytes | None, status: os.stat_result) -> Digest | None:
+    if value is None or len(value) != _VALUE.size:
+        return None
+    size, inode, mtime_ns, ctime_ns, read_ns, content = _VALUE.unpack(value)
+    if (size, inode, mtime_ns, ctime_ns) != (status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns):
+        return None
+    return Digest(content) if max(mtime_ns, ctime_ns) + RACY_WINDOW_NS < read_ns else None

@@ -4,13 +4,15 @@ Everything in it is derived and can be deleted. Writes are not synced one by one
 safe in the page cache; after a power loss pages may be torn, so a marker says whether the file was written since it was
 last synced, and in which boot: a file that is dirty from another boot is rebuilt.
 
-Threads: safe. Processes: several may have a file open; an instance must not be used in a fork of its process.
+Threads: safe. Processes: several may have a file open; an instance must not be used in a fork of its process, which opens
+its own. LMDB allows one environment for a file in a process, so instances of the same path share it.
 """
 
 import contextlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -20,8 +22,11 @@ logger = logging.getLogger(__name__)
 
 _MAP_SIZE: Final = 1 << 40  # address space, not memory and not disk: it never has to grow
 _READERS_MAX: Final = 1024
+_DATABASES_MAX: Final = 16
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _CLEAN: Final = "clean"
+_environments: dict[str, tuple[int, int, Any]] = {}  # path -> (process, instances, environment)
+_environments_lock = threading.Lock()
 
 
 class LmdbFile:
@@ -38,7 +43,7 @@ class LmdbFile:
         Raises:
             OSError: the cache directory cannot be written.
         """
-        self._path = path
+        self._path = path = os.path.realpath(path)
         self._marker = os.path.join(path, "state")
         self._names = tuple(databases)
         self._version = version
@@ -75,23 +80,20 @@ class LmdbFile:
             self._mark(_CLEAN)
 
     def close(self) -> None:
-        """Close the file."""
-        self._environment.close()
+        """Close the file, unless another instance of this process uses it."""
+        _release(self._path)
 
     def _open(self) -> None:
         os.makedirs(self._path, exist_ok=True)
         state = self._state()
         if os.path.exists(os.path.join(self._path, "data.mdb")) and state not in (_CLEAN, self._boot):
             raise ValueError("it is of another version, or was not synced before the machine was last started")
-        self._environment = lmdb.open(
-            self._path,
-            map_size=_MAP_SIZE,
-            max_dbs=len(self._names),
-            max_readers=_READERS_MAX,
-            sync=False,
-            metasync=False,
-        )
-        self._databases = {name: self._environment.open_db(name) for name in self._names}
+        self._environment = _acquire(self._path)
+        try:
+            self._databases = {name: self._environment.open_db(name) for name in self._names}
+        except BaseException:
+            _release(self._path)
+            raise
         if not state:
             self._mark(self._boot)
 
@@ -111,6 +113,33 @@ class LmdbFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _acquire(path: str) -> Any:
+    """Return the environment of a path in this process, opening it if need be."""
+    with _environments_lock:
+        process, instances, environment = _environments.get(path, (0, 0, None))
+        if environment is not None and process != os.getpid():
+            environment.close()  # inherited over a fork: its memory is let go of, the parent's is not touched
+            environment, instances = None, 0
+        if environment is None:
+            environment = lmdb.open(
+                path, map_size=_MAP_SIZE, max_dbs=_DATABASES_MAX, max_readers=_READERS_MAX, sync=False, metasync=False
+            )
+        _environments[path] = (os.getpid(), instances + 1, environment)
+        return environment
+
+
+def _release(path: str) -> None:
+    with _environments_lock:
+        process, instances, environment = _environments.get(path, (0, 0, None))
+        if environment is None or process != os.getpid():
+            return
+        if instances > 1:
+            _environments[path] = (process, instances - 1, environment)
+        else:
+            del _environments[path]
+            environment.close()
 
 
 def _boot_id() -> str:

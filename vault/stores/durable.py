@@ -15,7 +15,7 @@ import stat
 import sys
 from typing import Final
 
-from vault.errors import KeyExists, KeyNotFound, StoreError, StoreFull, StorePermission, StoreUnavailable
+from vault.errors import KeyExists, KeyNotFound, StoreError, StoreFull, StorePermission, StoreUnavailable, UsageError
 from vault.stores.base import Buffer
 
 FILE_MODE: Final = 0o444  # who may read a store is said by its folder
@@ -147,6 +147,7 @@ class DurableFile:
 
         Raises:
             FileExistsError: the name is taken.
+            UsageError: this file system has no way to do it.
         """
         try:
             os.link(self.path, target, follow_symlinks=False)
@@ -207,5 +208,5 @@ def _rename_once(source: str, target: str) -> None:
         rename_once(source, target)
     except OSError as error:
         if error.errno == errno.ENOTSUP:
-            raise OSError(errno.ENOTSUP, _NO_CREATE_ONCE, target) from None
+            raise UsageError(f"{os.path.dirname(target)} cannot hold a store: {_NO_CREATE_ONCE}") from None
         raise

@@ -5,8 +5,7 @@ snapshot's objects are stored is the caller's care: the entry written here is wh
 last. Threads: safe. An instance remembers what it read and only ever fetches what is new.
 """
 
-import difflib
-import platform
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -85,7 +84,7 @@ class Datasets:
             writer: what new entries name as their writer; this host if empty.
         """
         self._store = store
-        self._writer = writer or platform.node() or "unknown"
+        self._writer = writer or os.uname().nodename or "unknown"
         self._known: dict[str, _Known] = {}
 
     def names(self) -> list[str]:
@@ -313,6 +312,8 @@ def _not_found(dataset: Dataset, ref: Ref) -> RefNotFound:
 
 
 def _near(word: str, words: Iterable[str]) -> list[str]:
+    import difflib  # for mistakes alone
+
     return difflib.get_close_matches(word, words, _NEAR_MAX)
 
 

@@ -104,4 +104,4 @@ def explicit_claim(sighting: Sighting, host: Host) -> Claim | None:
 
 def unseen_run(host: Host, uid: int, day: str) -> RunId:
     """Return the run that takes the reads of processes that cannot be seen from here, a user and a day each."""
-    return RunId(f"unknown-{slug(host.name, 32)}-{day}-u{uid}")
+    return RunId(f"unknown-{slug(host.name.partition('.')[0], 32)}-{day}-u{uid}")

@@ -153,7 +153,7 @@ def htcondor(sighting: Sighting, host: Host) -> Claim | None:
     if not ad:
         return None
     root = sighting.chain[find_root(sighting.chain)]
-    run = f"htcondor-{slug(host.name, 32)}-{keyed_hash(host, host.boot_id, ad, *map(str, root.key))}"
+    run = f"htcondor-{slug(host.name.partition('.')[0], 32)}-{keyed_hash(host, host.boot_id, ad, *map(str, root.key))}"
     return Claim("htcondor variables", run, pick(environment, "_CONDOR_SLOT"))
 
 
@@ -319,7 +319,7 @@ def tree_run(host: Host, key: tuple[int, int], prefix: str = "adhoc") -> str:
         format_time((host.boot_time_s + ticks // host.ticks_per_s) * 1_000_000_000)[:19].replace("-", "").replace(":", "")
     )
     digits = keyed_hash(host, host.boot_id, str(pid), str(ticks), length=3)
-    return f"{prefix}-{slug(host.name, 32)}-{started}-{pid}-{digits}"
+    return f"{prefix}-{slug(host.name.partition('.')[0], 32)}-{started}-{pid}-{digits}"
 
 
 Rule = Callable[[Sighting, Host], Claim | None]

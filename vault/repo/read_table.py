@@ -15,13 +15,14 @@ import mmap
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Final
 
 import msgspec
 
 from vault.errors import FormatError
+from vault.format.readset import Segment
 from vault.format.records import ProcessClass, Start
 
 MAGIC: Final = b"VRTABLE1"
@@ -32,8 +33,8 @@ COUNT_MAX: Final = 255
 ENTRIES_MAX: Final = 1 << 32
 _ENTRIES_TOTAL, FIRST_OPEN, LAST_OPEN, STATE, _HEAD_LENGTH = 1, 2, 3, 4, 5  # cells of 8 bytes
 _COMPARED_AT_ONCE: Final = 1 << 16
-_NOT_ZERO: Final = re.compile(rb"[^\0]")
-_ANY_COUNT: Final = bytes([0]) + bytes([1]) * 255  # translates counts to "was opened"
+_EQUAL: Final = re.compile(rb"([^\0])\1*")
+_ALL_BITS: Final = bytes([0]) + bytes([255]) * 255  # translates a count to a mask
 
 
 class State(IntEnum):
@@ -162,8 +163,12 @@ class ShippedTable:
         """Change the state, for the worker to see at once."""
         os.pwrite(self._descriptor, int(state).to_bytes(8, sys.byteorder), STATE * 8)
 
-    def unshipped(self, *, reopened: bool) -> Iterator[tuple[int, int]]:
-        """Yield (entry, count) that differ from what was shipped; with `reopened` off only entries never shipped yet."""
+    def unshipped(self, *, reopened: bool) -> Iterator[tuple[list[Segment], list[Segment]]]:
+        """Yield what was counted and not shipped, block by block: how often more, and the counts that makes.
+
+        Args:
+            reopened: also entries of which an earlier count was shipped; else only those that are new.
+        """
         entries = self.head.entries_total
         for start in _data_ranges(self._descriptor, COUNTS_AT, COUNTS_AT + entries):
             at = start - COUNTS_AT
@@ -172,23 +177,22 @@ class ShippedTable:
             shipped = os.pread(self._descriptor, size, _shipped_at(entries) + at)
             if now == shipped:
                 continue
+            # As one large number each: no count is less than what was shipped of it, so nothing is borrowed.
             if reopened:
-                changed = _differing(now, shipped)
+                more = int.from_bytes(now, "little") - int.from_bytes(shipped, "little")
             else:
-                changed = _differing(now.translate(_ANY_COUNT), shipped.translate(_ANY_COUNT))
-            for match in _NOT_ZERO.finditer(changed):
-                place = match.start()
-                yield at + place, now[place]
+                more = int.from_bytes(now, "little") & ~int.from_bytes(shipped.translate(_ALL_BITS), "little")
+            increments = more.to_bytes(size, "little")
+            changed = int.from_bytes(increments.translate(_ALL_BITS), "little")
+            counts = (int.from_bytes(now, "little") & changed).to_bytes(size, "little")
+            if changed:
+                yield _segments(increments, at), _segments(counts, at)
 
-    def shipped_count(self, number: int) -> int:
-        """Return the count of an entry that was shipped."""
-        return os.pread(self._descriptor, 1, _shipped_at(self.head.entries_total) + number)[0]
-
-    def set_shipped(self, counts: "list[tuple[int, int]]") -> None:
+    def set_shipped(self, counts: Iterable[Segment]) -> None:
         """Note counts as shipped, durably. Doing it twice does no harm."""
         base = _shipped_at(self.head.entries_total)
-        for start, run in _runs(counts):
-            os.pwrite(self._descriptor, run, base + start)
+        for segment in counts:
+            os.pwrite(self._descriptor, bytes((segment.times,)) * segment.length, base + segment.start)
         os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -217,9 +221,9 @@ def remove_if_there(path: str) -> None:
         os.unlink(path)
 
 
-def _differing(left: bytes, right: bytes) -> bytes:
-    """Return bytes that are zero where left and right, of one length, are equal."""
-    return (int.from_bytes(left, "little") ^ int.from_bytes(right, "little")).to_bytes(len(left), "little")
+def _segments(counts: bytes, at: int) -> list[Segment]:
+    """Return the runs of equal counts that are not zero; the first byte is that of entry `at`."""
+    return [Segment(at + m.start(), m.end() - m.start(), counts[m.start()]) for m in _EQUAL.finditer(counts)]
 
 
 def _shipped_at(entries_total: int) -> int:
@@ -239,17 +243,3 @@ def _data_ranges(descriptor: int, start: int, end: int) -> Iterator[int]:
             return
         yield at
         at += _COMPARED_AT_ONCE
-
-
-def _runs(counts: "list[tuple[int, int]]") -> Iterator[tuple[int, bytes]]:
-    """Join neighbours of an ascending list, so that a full epoch is a few writes."""
-    start = -1
-    run = bytearray()
-    for number, count in counts:
-        if number != start + len(run):
-            if run:
-                yield start, bytes(run)
-            start, run = number, bytearray()
-        run.append(count)
-    if run:
-        yield start, bytes(run)

@@ -30,6 +30,7 @@ from vault.stores.base import Buffer
 PAGES_BUDGET: Final = 48 << 20
 CONTENT_BUDGET: Final = 32 << 20
 TABLES_BUDGET: Final = 8 << 20
+_VIEW_SHIFT: Final = 44  # rows of one map stay below this power of two
 
 
 class _Directory:
@@ -50,18 +51,39 @@ class _Directory:
             self.count = ends[-1] if ends else 0
 
 
+class ViewCaches:
+    """What views keep in memory, within one budget for all views that share it."""
+
+    def __init__(self) -> None:
+        self.directories: Lru[int, _Directory] = Lru(PAGES_BUDGET // 2)
+        self.leaves: Lru[int, LeafPage] = Lru(PAGES_BUDGET // 2)
+        self.contents: Lru[Digest, bytes] = Lru(CONTENT_BUDGET)
+        self.tables: Lru[Digest, tuple[ChunkTable, tuple[int, ...]]] = Lru(TABLES_BUDGET)
+        self.views = 0
+
+
 class SnapshotView:
     """One snapshot. Numbers that the snapshot does not have raise IndexError."""
 
-    def __init__(self, snapshot: Digest, mapped: SnapshotMap, objects: ObjectReader, whole: WholeFiles | None) -> None:
+    def __init__(
+        self,
+        snapshot: Digest,
+        mapped: SnapshotMap,
+        objects: ObjectReader,
+        whole: WholeFiles | None,
+        caches: ViewCaches | None = None,
+    ) -> None:
+        caches = caches or ViewCaches()
+        caches.views += 1
+        self._key = caches.views << _VIEW_SHIFT  # tells the rows of this view from those of others in shared caches
         self.snapshot = snapshot
         self._map = mapped
         self._objects = objects
         self._whole = whole
-        self._directories: Lru[int, _Directory] = Lru(PAGES_BUDGET // 2)
-        self._leaves: Lru[int, LeafPage] = Lru(PAGES_BUDGET // 2)
-        self._contents: Lru[Digest, bytes] = Lru(CONTENT_BUDGET)
-        self._tables: Lru[Digest, tuple[ChunkTable, tuple[int, ...]]] = Lru(TABLES_BUDGET)
+        self._directories = caches.directories
+        self._leaves = caches.leaves
+        self._contents = caches.contents
+        self._tables = caches.tables
         self.entries_total = mapped.entries
         self.files_total = mapped.files
         self.directories_total = mapped.directories
@@ -180,7 +202,7 @@ class SnapshotView:
         return row
 
     def _directory(self, row: int) -> _Directory:
-        found = self._directories.get(row)
+        found = self._directories.get(self._key | row)
         if found is not None:
             return found
         missing = []
@@ -190,7 +212,7 @@ class SnapshotView:
             if parent >= row:
                 raise FormatError("map", "a directory lies in itself")
             row = parent
-            found = self._directories.get(row)
+            found = self._directories.get(self._key | row)
         if found is None:
             found = self._load_directory(0, self.snapshot)
         for row in reversed(missing):
@@ -210,7 +232,7 @@ class SnapshotView:
             raise FormatError("map", f"directory {row} does not have the entries that its page has")
         if isinstance(directory.root, IndexPage) and len(directory.root.rows) != len(directory.page_rows):
             raise FormatError("map", f"directory {row} does not have the pages that its index has")
-        self._directories.put(row, directory, len(data) + 512)
+        self._directories.put(self._key | row, directory, len(data) + 512)
         return directory
 
     def _leaf(self, directory: _Directory, page: int) -> LeafPage:
@@ -218,7 +240,7 @@ class SnapshotView:
         if isinstance(root, LeafPage):
             return root
         page_row = directory.page_rows[page]
-        leaf = self._leaves.get(page_row)
+        leaf = self._leaves.get(self._key | page_row)
         if leaf is None:
             row = root.rows[page]
             data = self._load_page(self._map.page(page_row), row.digest)
@@ -226,7 +248,7 @@ class SnapshotView:
             if isinstance(loaded, IndexPage) or loaded.count != row.entries:
                 raise FormatError("tree page", "a leaf does not have the entries that its index promises")
             leaf = loaded
-            self._leaves.put(page_row, leaf, len(data) + 256)
+            self._leaves.put(self._key | page_row, leaf, len(data) + 256)
         return leaf
 
     def _child(self, directory: _Directory, index: int) -> Entry:
@@ -330,12 +352,12 @@ class SnapshotView:
         return found
 
 
-def open_view(repository: Repository, snapshot: Digest) -> SnapshotView:
-    """Open a snapshot. Builds its map if the store has none.
+def open_view(repository: Repository, snapshot: Digest, caches: ViewCaches | None = None) -> SnapshotView:
+    """Open a snapshot. Builds its map if the store has none. Views of one thread may share caches.
 
     Raises:
         ObjectMissing: the store does not hold the snapshot.
     """
     objects = repository.object_reader()
     mapped = open_map(snapshot, repository.store, objects, repository.cache_dir)
-    return SnapshotView(snapshot, mapped, objects, repository.whole_files)
+    return SnapshotView(snapshot, mapped, objects, repository.whole_files, caches)

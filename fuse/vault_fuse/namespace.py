@@ -1,0 +1,142 @@
+"""What a mount shows above its snapshots: folders, `name@vN`, `name@latest` and labels as symlinks, and `.vault/`.
+
+    /                     datasets without a slash in their names, and folders for those with one
+    /imagenet@v2          a version: its snapshot's tree
+    /imagenet@latest      symlink to imagenet@v2; so is every label
+    /imagenet@b3:4f1a…    symlink to the version with that snapshot; answered, not listed
+    /vision/coco@v1       datasets with slashes lie in folders
+    /.vault/              small files about the mount (status_files.py)
+
+The journals are looked at when somebody asks, and at most once a second: a version appears within that time.
+Threads: one.
+"""
+
+import logging
+from typing import Final, NamedTuple
+
+from vault.clock import monotonic_s
+from vault.errors import RefError, StoreError, VaultError
+from vault.ids import LATEST, parse_ref
+from vault.repo.datasets import Dataset, Datasets, Version
+from vault_fuse.nodes import Node, NodeKind
+from vault_fuse.wire import MOMENT_S
+
+logger = logging.getLogger(__name__)
+
+STATUS_FOLDER: Final = ".vault"
+
+
+class Shown(NamedTuple):
+    """A name in a folder of the mount's own: `target` is what a symlink holds."""
+
+    node: Node
+    target: str = ""
+
+
+class Namespace:
+    """The mount's own folders as they were a moment ago."""
+
+    def __init__(self, datasets: Datasets, status_names: tuple[str, ...]) -> None:
+        self._datasets = datasets
+        self._status_names = status_names
+        self._folders: dict[str, dict[str, Shown]] = {}
+        self._versions: dict[str, tuple[str, Version]] = {}  # path of a version -> (dataset, version)
+        self._read_s = -float(MOMENT_S)
+
+    def names(self, folder: str) -> dict[str, Shown]:
+        """Return what a folder holds, by name. Raises StoreError if the journals cannot be read and never were."""
+        self._refresh()
+        return self._folders.get(folder, {})
+
+    def find(self, folder: str, name: str) -> Shown | None:
+        """Return what has a name in a folder, or None."""
+        shown = self._folders.get(folder, {}).get(name)
+        if shown is not None and shown.node.kind in (NodeKind.VERSION, NodeKind.STATUS):
+            return shown  # never moves
+        shown = self.names(folder).get(name)
+        return shown if shown is not None or "@b3:" not in name else self._by_digest(folder, name)
+
+    def version(self, path: str) -> tuple[str, Version] | None:
+        """Return dataset and version of a path such as vision/imagenet@v2, or None."""
+        if path not in self._versions:
+            self._refresh()
+        return self._versions.get(path)
+
+    def target(self, node: Node) -> str | None:
+        """Return where a symlink points now, or None if it is gone."""
+        shown = self.find(node.parent, node.path.rpartition("/")[2])
+        return shown.target if shown is not None else None
+
+    def folder_exists(self, path: str) -> bool:
+        """Return whether a folder is shown now."""
+        self._refresh()
+        return path in self._folders
+
+    def versions(self) -> dict[str, Version]:
+        """Return every version by its path."""
+        self._refresh()
+        return {path: version for path, (_, version) in self._versions.items()}
+
+    def _by_digest(self, folder: str, name: str) -> Shown | None:
+        path = f"{folder}/{name}" if folder else name
+        try:
+            ref = parse_ref(path)
+            resolved = self._datasets.resolve(ref) if ref.digest_prefix else None
+        except RefError:
+            return None
+        if resolved is None or resolved.version is None:
+            return None
+        return Shown(Node(NodeKind.LINK, path), f"{_last(ref.name)}@v{resolved.version.number}")
+
+    def _refresh(self) -> None:
+        now_s = monotonic_s()
+        if now_s - self._read_s < MOMENT_S:
+            return
+        try:
+            self._read()
+        except StoreError as error:
+            if not self._folders:
+                raise
+            logger.warning("the datasets cannot be listed now, showing what was there: %s", error)
+        self._read_s = monotonic_s()
+
+    def _read(self) -> None:
+        status = {name: Shown(Node(NodeKind.STATUS, f"{STATUS_FOLDER}/{name}")) for name in self._status_names}
+        folders: dict[str, dict[str, Shown]] = {
+            "": {STATUS_FOLDER: Shown(Node(NodeKind.FOLDER, STATUS_FOLDER))},
+            STATUS_FOLDER: status,
+        }
+        versions: dict[str, tuple[str, Version]] = {}
+        for name in self._datasets.names():
+            try:
+                dataset = self._datasets.load(name)
+            except StoreError:
+                raise
+            except VaultError as error:
+                logger.error("dataset %s is not shown: %s", name, error)
+                continue
+            _add_dataset(folders, versions, dataset)
+        self._folders, self._versions = folders, versions
+
+
+def _add_dataset(folders: dict[str, dict[str, Shown]], versions: dict[str, tuple[str, Version]], dataset: Dataset) -> None:
+    folder = ""
+    for part in dataset.name.split("/")[:-1]:
+        path = f"{folder}/{part}" if folder else part
+        folders.setdefault(folder, {})[part] = Shown(Node(NodeKind.FOLDER, path))
+        folder = path
+    names = folders.setdefault(folder, {})
+    last = _last(dataset.name)
+    for version in dataset.versions:
+        path = f"{dataset.name}@v{version.number}"
+        names[f"{last}@v{version.number}"] = Shown(Node(NodeKind.VERSION, path))
+        versions[path] = (dataset.name, version)
+    links = dict(dataset.labels)
+    if dataset.versions:
+        links[LATEST] = len(dataset.versions)
+    for selector, number in links.items():
+        names[f"{last}@{selector}"] = Shown(Node(NodeKind.LINK, f"{dataset.name}@{selector}"), f"{last}@v{number}")
+
+
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]

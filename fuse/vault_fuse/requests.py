@@ -1,0 +1,312 @@
+"""Answers the kernel's requests: one method for each opcode, no state that another worker would miss.
+
+Node IDs come from nodes.py, trees and bytes from vault.view. A file handle is the backing ID of passthrough, or 0. Every
+OPEN of a file is recorded before it is answered; OPEN is never answered with ENOSYS, which would end the recording for
+good. Threads: one.
+"""
+
+import errno
+import logging
+import os
+from typing import Final, Protocol
+
+from vault.format.tree import Kind
+from vault.ids import Digest
+from vault.repo.repository import Repository
+from vault_fuse import device as fuse_device
+from vault_fuse.directories import encode_dirent, fill, list_children
+from vault_fuse.namespace import Namespace, Shown
+from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
+from vault_fuse.slots import Slots, directory_entry
+from vault_fuse.statistics import READ_BYTES, Statistics
+from vault_fuse.status_files import NAMES, MountFacts, render
+from vault_fuse.wire import (
+    ATTR,
+    ATTR_OUT,
+    ENTRY,
+    FOPEN_CACHE_DIR,
+    FOPEN_DIRECT_IO,
+    FOPEN_KEEP_CACHE,
+    FOPEN_PASSTHROUGH,
+    FOR_EVER_S,
+    MAX_READ,
+    MOMENT_S,
+    NO_ENTRY,
+    OPEN_IN,
+    OPEN_OUT,
+    OUT_HEADER,
+    READ_IN,
+    RELEASE_IN,
+    STATFS_OUT,
+    Op,
+)
+
+logger = logging.getLogger(__name__)
+
+_NO_ENTRY_FOR_EVER: Final = ENTRY.pack(0, 0, FOR_EVER_S, 0, 0, 0) + bytes(ATTR.size)
+_OPENED: Final = OPEN_OUT.pack(0, FOPEN_KEEP_CACHE, 0)
+_OPENED_DIRECTLY: Final = OPEN_OUT.pack(0, FOPEN_DIRECT_IO, 0)
+_OPENED_FOLDER: Final = OPEN_OUT.pack(0, FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR, 0)
+_OPENED_MOVING_FOLDER: Final = OPEN_OUT.pack(0, 0, 0)
+_ATTR_FOR_EVER: Final = ATTR_OUT.pack(FOR_EVER_S, 0, 0)
+_MODES: Final = {
+    NodeKind.FOLDER: 0o040555,
+    NodeKind.VERSION: 0o040555,
+    NodeKind.LINK: 0o120777,
+    NodeKind.STATUS: 0o100444,
+}
+
+
+class OpenRecorder(Protocol):
+    """What notes an open before it is answered."""
+
+    def opened(
+        self,
+        slot_key: int,
+        snapshot: Digest,
+        ref: str,
+        entries_total: int,
+        entry_number: int,
+        tid: int,
+        uid: int,
+        gid: int,
+    ) -> None:
+        """Record one open. Raises when it cannot: then the open fails."""
+        ...
+
+
+class Failure(Exception):
+    """A request that fails with an errno, as it should: nothing for the log."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Requests:
+    """Answers requests on one device descriptor."""
+
+    def __init__(
+        self,
+        device: int,
+        repository: Repository,
+        nodes: NodeTable,
+        recorder: OpenRecorder,
+        statistics: Statistics,
+        worker: int,
+        facts: MountFacts,
+        *,
+        passthrough: bool,
+        started_ns: int,
+    ) -> None:
+        self._device = device
+        self._nodes = nodes
+        self._namespace = Namespace(repository.datasets, NAMES)
+        self._owner = (os.getuid(), os.getgid())
+        self._slots = Slots(repository, self._namespace, nodes, self._owner)
+        self._recorder = recorder
+        self._statistics = statistics
+        self._counters = statistics.page(worker)
+        self._facts = facts
+        self._passthrough = passthrough
+        self._started_ns = started_ns
+        self._store_path = repository.store.url
+        self.handlers = {
+            int(Op.LOOKUP): self.lookup,
+            int(Op.GETATTR): self.getattr,
+            int(Op.READLINK): self.readlink,
+            int(Op.OPEN): self.open,
+            int(Op.READ): self.read,
+            int(Op.RELEASE): self.release,
+            int(Op.OPENDIR): self.opendir,
+            int(Op.READDIR): self.readdir,
+            int(Op.READDIRPLUS): self.readdirplus,
+            int(Op.RELEASEDIR): self.releasedir,
+            int(Op.STATFS): self.statfs,
+        }
+
+    def _reply(self, unique: int, body: bytes) -> None:
+        os.write(self._device, OUT_HEADER.pack(16 + len(body), 0, unique) + body)
+
+    # Names and attributes.
+
+    def lookup(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer LOOKUP: a name in a directory."""
+        name = bytes(body[:-1])
+        number = nodeid & ENTRY_MASK
+        if nodeid >> SLOT_SHIFT:
+            slot = self._slots.get(nodeid >> SLOT_SHIFT)
+            child = slot.view.lookup(number, name)
+            self._reply(
+                unique,
+                _NO_ENTRY_FOR_EVER if child is None else slot.entry(child, slot.view.attributes(child)),
+            )
+            return
+        folder = self._node(nodeid, NodeKind.FOLDER)
+        shown = self._namespace.find(folder.path, os.fsdecode(name))
+        if shown is None:
+            raise Failure(errno.ENOENT)  # not remembered by the kernel: it may appear
+        self._reply(unique, self._shown_entry(shown))
+
+    def getattr(self, unique: int, nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer GETATTR."""
+        if nodeid >> SLOT_SHIFT:
+            slot = self._slots.get(nodeid >> SLOT_SHIFT)
+            number = nodeid & ENTRY_MASK
+            self._reply(unique, _ATTR_FOR_EVER + slot.attributes(number, slot.view.attributes(number)))
+            return
+        node = self._node(nodeid)
+        if node.kind == NodeKind.FOLDER and nodeid != ROOT and not self._namespace.folder_exists(node.path):
+            raise Failure(errno.ESTALE)
+        target = self._namespace.target(node) if node.kind == NodeKind.LINK else ""
+        if target is None:
+            raise Failure(errno.ESTALE)
+        self._reply(unique, ATTR_OUT.pack(MOMENT_S, 0, 0) + self._node_attributes(nodeid, node, len(target)))
+
+    def readlink(self, unique: int, nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer READLINK."""
+        if nodeid >> SLOT_SHIFT:
+            entry = self._slots.get(nodeid >> SLOT_SHIFT).view.attributes(nodeid & ENTRY_MASK)
+            if entry.kind != Kind.SYMLINK:
+                raise Failure(errno.EINVAL)
+            self._reply(unique, entry.target)
+            return
+        target = self._namespace.target(self._node(nodeid, NodeKind.LINK))
+        if target is None:
+            raise Failure(errno.ESTALE)
+        self._reply(unique, os.fsencode(target))
+
+    def statfs(self, unique: int, _nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer STATFS: the size of the disk below the store where there is one; nothing is free."""
+        try:
+            disk = os.statvfs(self._store_path)
+            blocks, block_size = disk.f_blocks - disk.f_bfree, disk.f_frsize
+        except OSError:
+            blocks, block_size = 0, 4096
+        self._reply(
+            unique, STATFS_OUT.pack(blocks, 0, 0, len(self._namespace.versions()), 0, block_size, 255, block_size, 0)
+        )
+
+    # Files.
+
+    def open(self, unique: int, nodeid: int, body: memoryview, uid: int, gid: int, tid: int) -> None:
+        """Answer OPEN, after it is on record."""
+        if OPEN_IN.unpack_from(body)[0] & os.O_ACCMODE != os.O_RDONLY:
+            raise Failure(errno.EROFS)
+        if not nodeid >> SLOT_SHIFT:
+            self._node(nodeid, NodeKind.STATUS)
+            self._reply(unique, _OPENED_DIRECTLY)
+            return
+        slot = self._slots.get(nodeid >> SLOT_SHIFT)
+        number = nodeid & ENTRY_MASK
+        view = slot.view
+        self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid)
+        path = view.whole_path(number)
+        backing = self._open_backing(path) if path is not None and self._passthrough else 0
+        if backing:
+            self._reply(unique, OPEN_OUT.pack(backing, FOPEN_PASSTHROUGH, backing))
+        else:
+            self._reply(unique, _OPENED)
+
+    def _open_backing(self, path: str) -> int:
+        """Return the backing ID of a file that the kernel may read by itself, or 0 if it does not let us."""
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            return fuse_device.open_backing(self._device, file)
+        except OSError as error:
+            logger.warning("passthrough is off, reads go through the worker: %s", error.strerror)
+            self._passthrough = False
+            return 0
+        finally:
+            os.close(file)
+
+    def read(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer READ with verified bytes."""
+        _, offset, size = READ_IN.unpack_from(body)
+        size = min(size, MAX_READ)
+        if nodeid >> SLOT_SHIFT:
+            data = self._slots.get(nodeid >> SLOT_SHIFT).view.read(nodeid & ENTRY_MASK, offset, size)
+        else:
+            node = self._node(nodeid, NodeKind.STATUS)
+            text = render(node.path.rpartition("/")[2], self._facts, self._namespace, self._statistics)
+            data = text[offset : offset + size]
+        length = len(data)
+        os.writev(self._device, (OUT_HEADER.pack(16 + length, 0, unique), data))
+        self._counters[READ_BYTES] += length
+
+    def release(self, unique: int, _nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer RELEASE: let go of passthrough."""
+        (backing,) = RELEASE_IN.unpack_from(body)
+        if backing:
+            fuse_device.close_backing(self._device, backing)
+        os.write(self._device, OUT_HEADER.pack(16, 0, unique))
+
+    # Directories.
+
+    def opendir(self, unique: int, nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer OPENDIR: listings of versions never change, those of the mount's own folders do."""
+        self._reply(unique, _OPENED_FOLDER if nodeid >> SLOT_SHIFT else _OPENED_MOVING_FOLDER)
+
+    def releasedir(self, unique: int, _nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer RELEASEDIR."""
+        os.write(self._device, OUT_HEADER.pack(16, 0, unique))
+
+    def readdir(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer READDIR."""
+        self._list(unique, nodeid, body, plus=False)
+
+    def readdirplus(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+        """Answer READDIRPLUS."""
+        self._list(unique, nodeid, body, plus=True)
+
+    def _list(self, unique: int, nodeid: int, body: memoryview, *, plus: bool) -> None:
+        _, position, size = READ_IN.unpack_from(body)
+        if nodeid >> SLOT_SHIFT:
+            slot = self._slots.get(nodeid >> SLOT_SHIFT)
+            entries = list_children(slot, nodeid & ENTRY_MASK, position, plus=plus)
+            self._reply(unique, fill(entries, size))
+            return
+        folder = self._node(nodeid, NodeKind.FOLDER)
+        parts: list[tuple[str, int, Shown | None]] = [(".", nodeid, None), ("..", ROOT, None)]
+        parts += [(name, 0, shown) for name, shown in sorted(self._namespace.names(folder.path).items())]
+        encoded = []
+        for at, (name, number, shown) in enumerate(parts[position:], start=position + 1):
+            child = number or self._nodeid(shown)
+            mode = 0o040555 if shown is None else _MODES[shown.node.kind]
+            head = (NO_ENTRY if shown is None else self._shown_entry(shown)) if plus else b""
+            encoded.append(head + encode_dirent(child, at, os.fsencode(name), mode >> 12))
+        self._reply(unique, fill(encoded, size))
+
+    # The mount's own nodes.
+
+    def _node(self, nodeid: int, kind: NodeKind | None = None) -> Node:
+        node = self._nodes.node(nodeid)
+        if node is None:
+            raise Failure(errno.ESTALE)
+        if kind is not None and node.kind != kind:
+            raise Failure(errno.ENOTDIR if kind == NodeKind.FOLDER else errno.EINVAL)
+        return node
+
+    def _nodeid(self, shown: Shown | None) -> int:
+        assert shown is not None
+        number = self._nodes.number(shown.node)
+        return number << SLOT_SHIFT if shown.node.kind == NodeKind.VERSION else number
+
+    def _shown_entry(self, shown: Shown) -> bytes:
+        nodeid = self._nodeid(shown)
+        if shown.node.kind == NodeKind.VERSION:
+            found = self._namespace.version(shown.node.path)
+            if found is None:
+                raise Failure(errno.ENOENT)
+            return directory_entry(nodeid, found[1].time_ns, self._owner)  # no need to open what is only listed
+        return ENTRY.pack(nodeid, 0, MOMENT_S, MOMENT_S, 0, 0) + self._node_attributes(
+            nodeid, shown.node, len(shown.target)
+        )
+
+    def _node_attributes(self, nodeid: int, node: Node, size: int) -> bytes:
+        seconds, nanoseconds = divmod(self._started_ns, 10**9)
+        links = 2 if node.kind == NodeKind.FOLDER else 1
+        return ATTR.pack(
+            nodeid, size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds, _MODES[node.kind], links,
+            *self._owner, 0, 4096, 0,
+        )  # fmt: skip

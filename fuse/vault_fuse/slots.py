@@ -1,0 +1,91 @@
+"""Versions that a worker has open, by slot: a view each, and the attributes that the kernel wants. Threads: one."""
+
+import logging
+from collections import OrderedDict
+from typing import Final
+
+from vault.errors import RefNotFound
+from vault.format.tree import Entry, Kind
+from vault.repo.repository import Repository
+from vault.view import SnapshotView, ViewCaches, open_view
+from vault_fuse.namespace import Namespace
+from vault_fuse.nodes import SLOT_SHIFT, NodeKind, NodeTable
+from vault_fuse.wire import ATTR, ENTRY, FOR_EVER_S
+
+logger = logging.getLogger(__name__)
+
+OPEN_MAX: Final = 32
+_BLOCK: Final = 64 << 10
+_DIRECTORY_SIZE: Final = 4096
+_MODES: Final = {Kind.FILE: 0o100444, Kind.EXECUTABLE: 0o100555, Kind.DIRECTORY: 0o040555, Kind.SYMLINK: 0o120777}
+
+
+class Slot:
+    """One version, open. Its attributes never change."""
+
+    __slots__ = ("_tail", "_times", "base", "key", "ref", "view")
+
+    def __init__(self, number: int, ref: str, view: SnapshotView, time_ns: int, owner: tuple[int, int]) -> None:
+        self.key = number
+        self.base = number << SLOT_SHIFT
+        self.ref = ref
+        self.view = view
+        seconds, nanoseconds = divmod(time_ns, 10**9)
+        self._times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
+        self._tail = (*owner, 0, _BLOCK, 0)
+
+    def attributes(self, number: int, entry: Entry) -> bytes:
+        """Return the ATTR of an entry."""
+        kind = entry.kind
+        size = _DIRECTORY_SIZE if kind == Kind.DIRECTORY else entry.size
+        links = 2 if kind == Kind.DIRECTORY else 1
+        return ATTR.pack(self.base | number, size, (size + 511) >> 9, *self._times, _MODES[kind], links, *self._tail)
+
+    def entry(self, number: int, entry: Entry) -> bytes:
+        """Return ENTRY and ATTR of an entry, to be believed for ever."""
+        return ENTRY.pack(self.base | number, 0, FOR_EVER_S, FOR_EVER_S, 0, 0) + self.attributes(number, entry)
+
+
+class Slots:
+    """Opens versions when they are first asked for, and closes those not used for longest."""
+
+    def __init__(self, repository: Repository, namespace: Namespace, nodes: NodeTable, owner: tuple[int, int]) -> None:
+        self._repository = repository
+        self._namespace = namespace
+        self._nodes = nodes
+        self._owner = owner
+        self._caches = ViewCaches()
+        self._open: OrderedDict[int, Slot] = OrderedDict()
+
+    def get(self, number: int) -> Slot:
+        """Return the slot with a number.
+
+        Raises:
+            RefNotFound: no version was ever shown under it, or the version is gone.
+            StoreError, IntegrityError: its snapshot cannot be opened.
+        """
+        slot = self._open.get(number)
+        if slot is not None:
+            if len(self._open) > OPEN_MAX // 2:
+                self._open.move_to_end(number)
+            return slot
+        node = self._nodes.node(number)
+        found = self._namespace.version(node.path) if node is not None and node.kind == NodeKind.VERSION else None
+        if node is None or found is None:
+            raise RefNotFound(node.path if node else str(number), "version")
+        _, version = found
+        view = open_view(self._repository, version.snapshot, self._caches)
+        slot = Slot(number, node.path, view, version.time_ns, self._owner)
+        self._open[number] = slot
+        if len(self._open) > OPEN_MAX:
+            self._open.popitem(last=False)[1].view.close()
+        return slot
+
+
+def directory_entry(nodeid: int, time_ns: int, owner: tuple[int, int]) -> bytes:
+    """Return ENTRY and ATTR of a version's root, as `Slot.entry` would, without opening it."""
+    seconds, nanoseconds = divmod(time_ns, 10**9)
+    times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
+    return ENTRY.pack(nodeid, 0, FOR_EVER_S, FOR_EVER_S, 0, 0) + ATTR.pack(
+        nodeid, _DIRECTORY_SIZE, (_DIRECTORY_SIZE + 511) >> 9, *times, _MODES[Kind.DIRECTORY], 2, *owner, 0, _BLOCK, 0
+    )

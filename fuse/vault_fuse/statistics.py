@@ -1,0 +1,42 @@
+"""Counters that all processes of a mount share: one page of memory per worker, plain additions, no locks.
+
+Also says what each worker is busy with, so that the supervisor can end a request that takes too long. Threads: one writer
+per worker's page, any number of readers.
+"""
+
+import mmap
+from typing import Final
+
+from vault_fuse.wire import Op
+
+_PAGE: Final = 4096
+_NUMBERS: Final = _PAGE // 8
+ERRORS, READ_BYTES, BUSY_UNIQUE, BUSY_SINCE_NS, STARTS = 64, 65, 66, 67, 68  # opcodes take 0 to 63
+
+
+class Statistics:
+    """The counters of one mount."""
+
+    def __init__(self, workers: int) -> None:
+        """Make the memory; processes forked later share it."""
+        self._memory = mmap.mmap(-1, workers * _PAGE)
+        self._numbers = memoryview(self._memory).cast("Q")
+        self.workers = workers
+
+    def page(self, worker: int) -> memoryview:
+        """Return the counters of one worker: index by opcode, or by the names above."""
+        return self._numbers[worker * _NUMBERS : (worker + 1) * _NUMBERS]
+
+    def total(self, index: int) -> int:
+        """Return one counter summed over the workers."""
+        return sum(self._numbers[worker * _NUMBERS + index] for worker in range(self.workers))
+
+    def as_dict(self) -> dict[str, int]:
+        """Return all counters by name, summed over the workers."""
+        counts = {op.name.lower(): self.total(op) for op in Op}
+        return {
+            **{name: count for name, count in counts.items() if count},
+            "errors": self.total(ERRORS),
+            "read_bytes": self.total(READ_BYTES),
+            "worker_starts": self.total(STARTS),
+        }

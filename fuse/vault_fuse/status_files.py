@@ -1,0 +1,36 @@
+"""The small files below `.vault/`: what a mount is and how it fares, for people and programs without our command."""
+
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from vault_fuse.namespace import Namespace
+from vault_fuse.statistics import ERRORS, Statistics
+
+NAMES = ("engine", "health", "pid", "snapshots", "statistics", "store", "version")
+
+
+@dataclass(frozen=True, slots=True)
+class MountFacts:
+    """What does not change while a mount lives."""
+
+    store: str
+    engine: str
+    pid: int
+
+
+def render(name: str, facts: MountFacts, namespace: Namespace, statistics: Statistics) -> bytes:
+    """Return the content of a status file. Raises KeyError for a name that is none."""
+    if name == "snapshots":
+        shown = {path: found.snapshot.hex() for path, found in sorted(namespace.versions().items())}
+        return json.dumps(shown, indent=1).encode() + b"\n"
+    if name == "statistics":
+        return json.dumps(statistics.as_dict(), indent=1).encode() + b"\n"
+    texts = {
+        "engine": facts.engine,
+        "health": "ok" if not statistics.total(ERRORS) else f"{statistics.total(ERRORS)} failed requests, see the log",
+        "pid": str(facts.pid),
+        "store": facts.store,
+        "version": version("vaultfs"),
+    }
+    return texts[name].encode() + b"\n"

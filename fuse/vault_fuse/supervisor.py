@@ -1,0 +1,249 @@
+"""Mounts, keeps workers alive, and ends the mount cleanly. It never touches a request's data.
+
+The supervisor holds every device descriptor, so that a request that a dead worker had read is not lost: the next worker
+gets its descriptor, and FUSE_NOTIFY_RESEND makes the kernel ask again. Readers see a pause and no error. A request that is
+under way for longer than the deadline is answered with EIO here, whatever its worker does.
+
+Signals: SIGTERM and SIGINT unmount. Threads: one; children are forked before anything that does not survive a fork exists.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from vault.errors import MountError
+from vault_fuse import device as fuse_device
+from vault_fuse.statistics import BUSY_SINCE_NS, BUSY_UNIQUE, STARTS, Statistics
+from vault_fuse.wire import READ_BUFFER_SIZE, WANTED, Init, decode_init, encode_error, encode_init, encode_resend
+from vault_fuse.worker import EXIT_TOO_LARGE, EXIT_UNMOUNTED
+
+logger = logging.getLogger(__name__)
+
+WORKERS_MAX: Final = 8
+DEADLINE_S: Final = 60.0
+_TICK_S: Final = 1.0
+_DEATHS_MAX: Final = 20  # within _DEATHS_WINDOW_S: more than that is no accident, and readers must not wait for ever
+_DEATHS_WINDOW_S: Final = 10.0
+_SHIPPER_GRACE_S: Final = 10.0
+_PR_SET_PDEATHSIG: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def default_workers() -> int:
+    """Return how many workers suit this machine."""
+    return min(WORKERS_MAX, max(2, os.cpu_count() or 1))
+
+
+@dataclass(slots=True)
+class Abilities:
+    """What the kernel agreed to at INIT."""
+
+    passthrough: bool
+    resend: bool
+
+
+WorkerMain = Callable[[int, int, Abilities], int]  # (device, worker, abilities) -> exit status; runs in the child
+ShipperMain = Callable[[], None]  # runs in a child until SIGTERM, then finishes what it has
+
+
+def answer_init(device: int) -> Abilities:
+    """Read and answer the kernel's first request. Raises MountError, FormatError or OSError."""
+    buffer = bytearray(READ_BUFFER_SIZE)
+    length = os.readv(device, [buffer])
+    request = decode_init(memoryview(buffer)[:length])
+    flags = request.flags & WANTED
+    if not fuse_device.can_mount_directly():
+        flags &= ~Init.PASSTHROUGH
+    os.write(device, encode_init(request, flags))
+    return Abilities(bool(flags & Init.PASSTHROUGH), bool(flags & Init.HAS_RESEND))
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Keeps the processes of one mount."""
+
+    device: int
+    path: str
+    workers: int
+    statistics: Statistics
+    worker_main: WorkerMain
+    shipper_main: ShipperMain | None
+    abilities: Abilities
+    deadline_s: float = DEADLINE_S
+    _devices: list[int] = field(default_factory=list)
+    _running: dict[int, int] = field(default_factory=dict)  # process -> worker
+    _shipper: int = 0
+    _deaths_s: list[float] = field(default_factory=list)
+    _stopping: bool = False
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Start the workers, call ready, and return when the mount has ended.
+
+        Raises:
+            MountError: workers die as soon as they are started.
+        """
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # ends the sleep below
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        self._devices = [self.device, *(fuse_device.clone(self.device) for _ in range(self.workers - 1))]
+        for worker in range(self.workers):
+            self._start_worker(worker)
+        self._start_shipper()
+        ready()
+        try:
+            while self._running:
+                signal.sigtimedwait({signal.SIGCHLD}, _TICK_S)
+                self._reap()
+                self._end_late_requests()
+                if self._stopping:
+                    self._try_unmount()
+        finally:
+            self._end_shipper()
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _try_unmount(self) -> None:
+        try:
+            fuse_device.unmount(self.path, lazy=False)
+        except OSError as error:
+            if error.errno not in (errno.EBUSY, errno.EPERM):
+                return  # it is unmounted already; the workers are on their way out
+            logger.warning("%s is in use: it disappears now, and ends when its last user does", self.path)
+            try:
+                fuse_device.unmount(self.path, lazy=True)
+            except (OSError, MountError) as failed:
+                logger.error("cannot unmount %s: %s", self.path, failed)
+        self._stopping = False
+
+    # Processes.
+
+    def _start_worker(self, worker: int) -> None:
+        process = self._fork(dies_with_us=True)
+        if process:
+            self._running[process] = worker
+            self.statistics.page(worker)[STARTS] += 1
+            return
+        status = 1
+        try:
+            status = self.worker_main(self._devices[worker], worker, self.abilities)
+        except BaseException:
+            logger.exception("worker %d", worker)
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _start_shipper(self) -> None:
+        if self.shipper_main is None:
+            return
+        self._shipper = self._fork(dies_with_us=False)  # it has records to save; it ends by itself after the workers
+        if self._shipper:
+            return
+        for descriptor in self._devices:
+            os.close(descriptor)  # it must not keep the mount alive
+        status = 1
+        try:
+            self.shipper_main()
+            status = 0
+        except BaseException:
+            logger.exception("shipper")
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _fork(self, *, dies_with_us: bool) -> int:
+        parent = os.getpid()
+        process = os.fork()
+        if not process:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to answer
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+            if dies_with_us:
+                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                if os.getppid() != parent:
+                    os._exit(1)
+        return process
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                process, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if not process:
+                return
+            if process == self._shipper:
+                logger.warning("the shipper ended with status %d and is started again", status)
+                time.sleep(0.1)
+                self._start_shipper()
+                continue
+            worker = self._running.pop(process, None)
+            code = os.waitstatus_to_exitcode(status)
+            if worker is not None and code != EXIT_UNMOUNTED:
+                self._replace(worker, code)
+
+    def _replace(self, worker: int, code: int) -> None:
+        if code != EXIT_TOO_LARGE:
+            logger.warning("worker %d ended with %d and is replaced", worker, code)
+            now_s = time.monotonic()
+            self._deaths_s = [at for at in self._deaths_s if now_s - at < _DEATHS_WINDOW_S] + [now_s]
+            if len(self._deaths_s) > _DEATHS_MAX:
+                self._abort()
+        self._start_worker(worker)
+        if self.abilities.resend:
+            try:
+                os.write(self.device, encode_resend())
+            except OSError as error:
+                logger.debug("resend: %s", error)
+
+    def _abort(self) -> None:
+        entry = fuse_device.find_mount(self.path)
+        logger.critical("workers die one after the other: %s is given up, its readers get errors", self.path)
+        if entry is not None:
+            try:
+                fuse_device.abort(entry.device)
+            except OSError as error:
+                logger.error("cannot abort the connection: %s", error)
+        raise MountError(self.path, "workers die as soon as they are started; see the log")
+
+    def _end_shipper(self) -> None:
+        if not self._shipper:
+            return
+        process, self._shipper = self._shipper, 0
+        try:
+            os.kill(process, signal.SIGTERM)
+            until_s = time.monotonic() + _SHIPPER_GRACE_S
+            while time.monotonic() < until_s:
+                if os.waitpid(process, os.WNOHANG)[0]:
+                    return
+                signal.sigtimedwait({signal.SIGCHLD}, 0.2)
+            logger.warning("records are left in the spool: the next mount or 'vault runs' picks them up")
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+        except (ProcessLookupError, ChildProcessError):
+            pass
+
+    # Deadlines.
+
+    def _end_late_requests(self) -> None:
+        now_ns = time.monotonic_ns()
+        for process, worker in list(self._running.items()):
+            page = self.statistics.page(worker)
+            unique, since_ns = page[BUSY_UNIQUE], page[BUSY_SINCE_NS]
+            if unique and now_ns - since_ns > self.deadline_s * 1e9 and page[BUSY_UNIQUE] == unique:
+                logger.error("a request took longer than %.0f s and fails: the store does not answer", self.deadline_s)
+                page[BUSY_UNIQUE] = 0
+                try:
+                    os.write(self._devices[worker], encode_error(unique, errno.EIO))
+                except OSError as error:
+                    logger.debug("late reply: %s", error)
+                os.kill(process, signal.SIGKILL)

@@ -1,0 +1,120 @@
+"""A worker's life: read a request, answer it, for ever. Any worker can answer any request, and may be killed at any time.
+
+Runs in a process of its own with one thread. It ends when the mount does, when it has grown too large (between requests:
+the supervisor starts another), or with its supervisor.
+"""
+
+import errno
+import gc
+import logging
+import os
+import time
+from typing import Final
+
+from vault.errors import VaultError
+from vault_fuse.errnos import errno_of
+from vault_fuse.placement import SAMPLE_EVERY, Placement
+from vault_fuse.requests import Failure, Requests
+from vault_fuse.statistics import BUSY_SINCE_NS, BUSY_UNIQUE, ERRORS, Statistics
+from vault_fuse.wire import IN_HEADER, READ_BUFFER_SIZE, WRITING, Op, encode_error
+
+logger = logging.getLogger(__name__)
+
+EXIT_UNMOUNTED: Final = 0
+EXIT_TOO_LARGE: Final = 75
+MEMORY_MAX_BYTES: Final = 200 << 20
+_HOUSEKEEPING_EVERY: Final = 8192  # requests
+_NO_REPLY: Final = frozenset({Op.FORGET, Op.BATCH_FORGET})
+_QUICK: Final = frozenset({Op.OPEN, Op.RELEASE, Op.GETATTR, Op.OPENDIR, Op.RELEASEDIR})
+
+
+def serve(device: int, requests: Requests, statistics: Statistics, worker: int) -> int:
+    """Answer requests until the mount ends. Returns an exit status."""
+    buffer = bytearray(READ_BUFFER_SIZE)
+    view = memoryview(buffer)
+    buffers = [buffer]
+    counters = statistics.page(worker)
+    counters[BUSY_UNIQUE] = 0
+    placement = Placement()
+    following = placement.enabled
+    handlers = requests.handlers
+    readv, unpack, now_ns = os.readv, IN_HEADER.unpack_from, time.monotonic_ns
+    read_op, until_sample, until_housekeeping = int(Op.READ), SAMPLE_EVERY, _HOUSEKEEPING_EVERY
+    gc.collect()
+    gc.freeze()
+    gc.disable()  # no cycles on the paths below; housekeeping collects what errors leave
+    while True:
+        try:
+            length = readv(device, buffers)
+        except OSError as error:
+            if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):  # ENOENT: its caller was killed meanwhile
+                continue
+            if error.errno == errno.ENODEV:
+                return EXIT_UNMOUNTED
+            raise
+        _, opcode, unique, nodeid, uid, gid, tid, _, _ = unpack(buffer)
+        if opcode < 64:
+            counters[opcode] += 1
+        handler = handlers.get(opcode)
+        if handler is None:
+            if opcode == Op.DESTROY:
+                return EXIT_UNMOUNTED
+            if opcode not in _NO_REPLY:
+                _send(device, encode_error(unique, errno.EROFS if opcode in WRITING else errno.ENOSYS))
+            continue
+        if opcode not in _QUICK:
+            counters[BUSY_SINCE_NS] = now_ns()
+            counters[BUSY_UNIQUE] = unique
+        try:
+            handler(unique, nodeid, view[40:length], uid, gid, tid)
+        except Failure as failure:
+            _send(device, encode_error(unique, failure.number))
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong is one failed request, and a line in the log
+            _fail(device, opcode, unique, nodeid, error)
+            counters[ERRORS] += 1
+        counters[BUSY_UNIQUE] = 0
+        if following:
+            if opcode == read_op:
+                placement.streaming()
+            else:
+                until_sample -= 1
+                if not until_sample:
+                    until_sample = SAMPLE_EVERY
+                    placement.sample(tid)
+        until_housekeeping -= 1
+        if not until_housekeeping:
+            until_housekeeping = _HOUSEKEEPING_EVERY
+            gc.collect(0)
+            if _memory_bytes() > MEMORY_MAX_BYTES:
+                logger.info("worker %d has grown to its limit and is replaced", worker)
+                return EXIT_TOO_LARGE
+
+
+def _fail(device: int, opcode: int, unique: int, nodeid: int, error: Exception) -> None:
+    """Fail a request with the errno for an error, and say so in the log."""
+    if isinstance(error, OSError) and error.errno == errno.ENOENT and not isinstance(error, VaultError):
+        # The reply found no request any more: its caller was killed. Or a file of the store is gone.
+        logger.debug("request %d on node %x: %s", opcode, nodeid, error)
+    elif isinstance(error, (VaultError, OSError)):
+        logger.error("request %d on node %x failed: %s", opcode, nodeid, error)
+    else:
+        logger.exception("request %d on node %x failed", opcode, nodeid)
+    _send(device, encode_error(unique, errno_of(error)))
+
+
+def _send(device: int, reply: bytes) -> None:
+    try:
+        os.write(device, reply)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EINVAL):  # nobody waits for this reply any more
+            raise
+
+
+def _memory_bytes() -> int:
+    """Return what is resident and this process's own: shared pages of packs and maps are the kernel's to drop."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            fields = statm.read(128).split()
+    except OSError:
+        return 0
+    return (int(fields[1]) - int(fields[2])) * 4096

@@ -149,6 +149,14 @@ class SnapshotView:
             number = found
         return number
 
+    def below(self, directory: int) -> range:
+        """Return the numbers of all entries below a directory: in pre-order they are consecutive."""
+        row = self._row(directory)
+        last = row + self.attributes(directory).directories
+        if last >= self._map.rows:
+            raise FormatError("map", f"directory {row} has more directories below it than there are")
+        return range(self._map.first_child(row), self._map.children_end(last))
+
     def read(self, number: int, offset: int, size: int) -> Buffer:
         """Return bytes [offset, offset + size) of a file, verified; fewer at its end.
 

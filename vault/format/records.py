@@ -1,7 +1,7 @@
 """What a run leaves in its journals (docs/format/runs.md): who read, as far as it is known, and what was opened.
 
 A record entry holds whatever is new since the one before it in its journal: the start of an attempt, newly opened files,
-processes that joined, the end. Sections without anything new are null or empty. Counts are increments: a reader adds them up.
+processes that joined, the end. Sections without anything new are null or empty. Counts are increments, to be added up.
 Threads: pure.
 """
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from vault.clock import parse_time
 from vault.errors import FormatError, IntegrityError, KeyNotFound, RefError, RefNotFound, RepositoryError
 from vault.format.records import ProcessClass
 from vault.format.tree import Kind
@@ -28,7 +29,7 @@ class Filter:
     dataset: str = ""
     user: str = ""
     host: str = ""
-    since: str = ""  # RFC 3339, UTC: runs that ended, or were seen, after it
+    since_ns: int = 0  # runs that ended, or were last seen, no earlier
     classes: frozenset[ProcessClass] = frozenset()
 
 
@@ -75,7 +76,7 @@ class Audit:
                 continue
             if (wanted.user and wanted.user not in run.users) or (wanted.host and wanted.host not in run.hosts):
                 continue
-            if wanted.since and (run.ended or run.last_seen) < wanted.since:
+            if wanted.since_ns and parse_time(run.ended or run.last_seen) < wanted.since_ns:
                 continue
             if not wanted.classes or run.process_class in wanted.classes:
                 yield run

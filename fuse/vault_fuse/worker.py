@@ -13,7 +13,7 @@ from typing import Final
 
 from vault.errors import VaultError
 from vault_fuse.errnos import errno_of
-from vault_fuse.placement import SAMPLE_EVERY, Placement
+from vault_fuse.placement import SAMPLE_EVERY, STREAM_READS, Placement
 from vault_fuse.requests import Failure, Requests
 from vault_fuse.statistics import BUSY_SINCE_NS, BUSY_UNIQUE, ERRORS, Statistics
 from vault_fuse.wire import IN_HEADER, READ_BUFFER_SIZE, WRITING, Op, encode_error
@@ -36,10 +36,10 @@ def serve(device: int, requests: Requests, statistics: Statistics, worker: int) 
     counters = statistics.page(worker)
     counters[BUSY_UNIQUE] = 0
     placement = Placement()
-    following = placement.enabled
+    caller = callers = 0  # who called last, and how often that changed since the last sample
     handlers = requests.handlers
     readv, unpack, now_ns = os.readv, IN_HEADER.unpack_from, time.monotonic_ns
-    read_op, until_sample, until_housekeeping = int(Op.READ), SAMPLE_EVERY, _HOUSEKEEPING_EVERY
+    read_op, reads, until_sample, until_housekeeping = int(Op.READ), 0, SAMPLE_EVERY, _HOUSEKEEPING_EVERY
     gc.collect()
     gc.freeze()
     gc.disable()  # no cycles on the paths below; housekeeping collects what errors leave
@@ -73,14 +73,23 @@ def serve(device: int, requests: Requests, statistics: Statistics, worker: int) 
             _fail(device, opcode, unique, nodeid, error)
             counters[ERRORS] += 1
         counters[BUSY_UNIQUE] = 0
-        if following:
-            if opcode == read_op:
-                placement.streaming()
-            else:
-                until_sample -= 1
-                if not until_sample:
-                    until_sample = SAMPLE_EVERY
-                    placement.sample(tid)
+        if opcode == read_op:
+            reads += 1
+            if reads == STREAM_READS:
+                placement.release()
+        elif tid:  # RELEASE comes from nobody
+            reads = 0
+            if tid != caller:
+                caller = tid
+                callers += 1
+            until_sample -= 1
+            if not until_sample:
+                until_sample = SAMPLE_EVERY
+                if callers:
+                    placement.release()
+                elif placement.enabled:
+                    placement.follow(tid)
+                callers = 0
         until_housekeeping -= 1
         if not until_housekeeping:
             until_housekeeping = _HOUSEKEEPING_EVERY

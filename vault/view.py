@@ -18,7 +18,7 @@ from vault.format.chunk_table import ChunkTable
 from vault.format.layout import whole_key
 from vault.format.mapfile import How, Location, PageLocation, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import Entry, IndexPage, Kind, LeafPage, decode_page
+from vault.format.tree import Columns, Entry, IndexPage, Kind, LeafPage, decode_page
 from vault.ids import Digest
 from vault.repo.lru import Lru
 from vault.repo.maps import open_map
@@ -114,9 +114,6 @@ class SnapshotView:
     def children(self, directory: int, start: int = 0) -> Iterator[tuple[int, Entry]]:
         """Yield (number, entry) of a directory's children in name order, from child index start on."""
         loaded = self._directory(self._row(directory))
-        if isinstance(loaded.root, LeafPage):
-            yield from enumerate(loaded.root.entries(start), loaded.first_child + start)
-            return
         page = max(bisect_right(loaded.starts, start) - 1, 0)
         while page < len(loaded.starts) and start < loaded.count:
             leaf = self._leaf(loaded, page)
@@ -124,6 +121,22 @@ class SnapshotView:
             yield from enumerate(leaf.entries(start - begin), loaded.first_child + start)
             start = begin + leaf.count
             page += 1
+
+    def columns(self, directory: int, start: int, count: int) -> Columns:
+        """Return some of a directory's children from child index start on, at most count, as columns.
+
+        If it has none there are no more; else the next call goes on behind these. A directory's size is that of the files
+        below it.
+        """
+        loaded = self._directory(self._row(directory))
+        if start >= loaded.count:
+            return Columns(0, b"", b"", [], 0, [])
+        page = bisect_right(loaded.starts, start) - 1
+        return self._leaf(loaded, page).columns(start - loaded.starts[page], count)
+
+    def first_child(self, directory: int) -> int:
+        """Return the number of a directory's first child; the others follow. Of an empty one it means nothing."""
+        return self._map.first_child(self._row(directory))
 
     def parent(self, number: int) -> int:
         """Return the number of the directory that holds an entry; of the root: itself."""

@@ -41,6 +41,7 @@ class Namespace:
         self._status_names = status_names
         self._folders: dict[str, dict[str, Shown]] = {}
         self._versions: dict[str, tuple[str, Version]] = {}  # path of a version -> (dataset, version)
+        self._changed_ns: dict[str, int] = {}
         self._read_s = -float(MOMENT_S)
 
     def names(self, folder: str) -> dict[str, Shown]:
@@ -71,6 +72,13 @@ class Namespace:
         """Return whether a folder is shown now."""
         self._refresh()
         return path in self._folders
+
+    def changed_ns(self, folder: str) -> int:
+        """Return when what a folder shows changed last, as far as its journals tell, or 0: the folder's mtime.
+
+        The kernel keeps a listing until that time changes. A label that moves changes no listing.
+        """
+        return self._changed_ns.get(folder, 0)
 
     def versions(self) -> dict[str, Version]:
         """Return every version by its path."""
@@ -116,6 +124,10 @@ class Namespace:
                 logger.error("dataset %s is not shown: %s", name, error)
                 continue
             _add_dataset(folders, versions, dataset)
+        # All workers must come to the same time: so it is made of what the journals say, and of how much there is.
+        for folder, names in folders.items():
+            times = [versions[shown.node.path][1].time_ns for shown in names.values() if shown.node.path in versions]
+            self._changed_ns[folder] = max(times, default=0) + len(names) if times else len(names)
         self._folders, self._versions = folders, versions
 
 

@@ -14,7 +14,7 @@ from vault.format.tree import Kind
 from vault.ids import Digest
 from vault.repo.repository import Repository
 from vault_fuse import device as fuse_device
-from vault_fuse.directories import encode_dirent, fill, list_children
+from vault_fuse.directories import encode_dirent, fill, list_children, list_names
 from vault_fuse.namespace import Namespace, Shown
 from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
 from vault_fuse.slots import Slots, directory_entry
@@ -24,7 +24,6 @@ from vault_fuse.wire import (
     ATTR,
     ATTR_OUT,
     ENTRY,
-    FOPEN_CACHE_DIR,
     FOPEN_DIRECT_IO,
     FOPEN_KEEP_CACHE,
     FOPEN_PASSTHROUGH,
@@ -46,8 +45,6 @@ logger = logging.getLogger(__name__)
 _NO_ENTRY_FOR_EVER: Final = ENTRY.pack(0, 0, FOR_EVER_S, 0, 0, 0) + bytes(ATTR.size)
 _OPENED: Final = OPEN_OUT.pack(0, FOPEN_KEEP_CACHE, 0)
 _OPENED_DIRECTLY: Final = OPEN_OUT.pack(0, FOPEN_DIRECT_IO, 0)
-_OPENED_FOLDER: Final = OPEN_OUT.pack(0, FOPEN_KEEP_CACHE | FOPEN_CACHE_DIR, 0)
-_OPENED_MOVING_FOLDER: Final = OPEN_OUT.pack(0, 0, 0)
 _ATTR_FOR_EVER: Final = ATTR_OUT.pack(FOR_EVER_S, 0, 0)
 _MODES: Final = {
     NodeKind.FOLDER: 0o040555,
@@ -118,10 +115,8 @@ class Requests:
             int(Op.OPEN): self.open,
             int(Op.READ): self.read,
             int(Op.RELEASE): self.release,
-            int(Op.OPENDIR): self.opendir,
             int(Op.READDIR): self.readdir,
             int(Op.READDIRPLUS): self.readdirplus,
-            int(Op.RELEASEDIR): self.releasedir,
             int(Op.STATFS): self.statfs,
         }
 
@@ -137,10 +132,7 @@ class Requests:
         if nodeid >> SLOT_SHIFT:
             slot = self._slots.get(nodeid >> SLOT_SHIFT)
             child = slot.view.lookup(number, name)
-            self._reply(
-                unique,
-                _NO_ENTRY_FOR_EVER if child is None else slot.entry(child, slot.view.attributes(child)),
-            )
+            self._reply(unique, _NO_ENTRY_FOR_EVER if child is None else slot.entry(child))
             return
         folder = self._node(nodeid, NodeKind.FOLDER)
         shown = self._namespace.find(folder.path, os.fsdecode(name))
@@ -153,7 +145,7 @@ class Requests:
         if nodeid >> SLOT_SHIFT:
             slot = self._slots.get(nodeid >> SLOT_SHIFT)
             number = nodeid & ENTRY_MASK
-            self._reply(unique, _ATTR_FOR_EVER + slot.attributes(number, slot.view.attributes(number)))
+            self._reply(unique, _ATTR_FOR_EVER + slot.attributes(number))
             return
         node = self._node(nodeid)
         if node.kind == NodeKind.FOLDER and nodeid != ROOT and not self._namespace.folder_exists(node.path):
@@ -243,14 +235,6 @@ class Requests:
 
     # Directories.
 
-    def opendir(self, unique: int, nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
-        """Answer OPENDIR: listings of versions never change, those of the mount's own folders do."""
-        self._reply(unique, _OPENED_FOLDER if nodeid >> SLOT_SHIFT else _OPENED_MOVING_FOLDER)
-
-    def releasedir(self, unique: int, _nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
-        """Answer RELEASEDIR."""
-        os.write(self._device, OUT_HEADER.pack(16, 0, unique))
-
     def readdir(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
         """Answer READDIR."""
         self._list(unique, nodeid, body, plus=False)
@@ -263,8 +247,9 @@ class Requests:
         _, position, size = READ_IN.unpack_from(body)
         if nodeid >> SLOT_SHIFT:
             slot = self._slots.get(nodeid >> SLOT_SHIFT)
-            entries = list_children(slot, nodeid & ENTRY_MASK, position, plus=plus)
-            self._reply(unique, fill(entries, size))
+            number = nodeid & ENTRY_MASK
+            encode = list_children if plus else list_names
+            self._reply(unique, encode(slot, number, position, size))
             return
         folder = self._node(nodeid, NodeKind.FOLDER)
         parts: list[tuple[str, int, Shown | None]] = [(".", nodeid, None), ("..", ROOT, None)]
@@ -304,7 +289,7 @@ class Requests:
         )
 
     def _node_attributes(self, nodeid: int, node: Node, size: int) -> bytes:
-        seconds, nanoseconds = divmod(self._started_ns, 10**9)
+        seconds, nanoseconds = divmod(self._namespace.changed_ns(node.path) or self._started_ns, 10**9)
         links = 2 if node.kind == NodeKind.FOLDER else 1
         return ATTR.pack(
             nodeid, size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds, _MODES[node.kind], links,

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from typing import Final
 
 from vault.errors import RefNotFound
-from vault.format.tree import Entry, Kind
+from vault.format.tree import Kind
 from vault.repo.repository import Repository
 from vault.view import SnapshotView, ViewCaches, open_view
 from vault_fuse.namespace import Namespace
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 OPEN_MAX: Final = 32
 _BLOCK: Final = 64 << 10
 _DIRECTORY_SIZE: Final = 4096
-_MODES: Final = {Kind.FILE: 0o100444, Kind.EXECUTABLE: 0o100555, Kind.DIRECTORY: 0o040555, Kind.SYMLINK: 0o120777}
+_MODES: Final = (0, 0o100444, 0o100555, 0o040555, 0o120777)  # by Kind
 
 
 class Slot:
@@ -34,16 +34,25 @@ class Slot:
         self._times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
         self._tail = (*owner, 0, _BLOCK, 0)
 
-    def attributes(self, number: int, entry: Entry) -> bytes:
-        """Return the ATTR of an entry."""
-        kind = entry.kind
-        size = _DIRECTORY_SIZE if kind == Kind.DIRECTORY else entry.size
-        links = 2 if kind == Kind.DIRECTORY else 1
-        return ATTR.pack(self.base | number, size, (size + 511) >> 9, *self._times, _MODES[kind], links, *self._tail)
+    def attributes_of(self, nodeid: int, kind: int, size: int) -> bytes:
+        """Return the ATTR of an entry of a kind and size."""
+        if kind == Kind.DIRECTORY:
+            return ATTR.pack(nodeid, _DIRECTORY_SIZE, 8, *self._times, _MODES[kind], 2, *self._tail)
+        return ATTR.pack(nodeid, size, (size + 511) >> 9, *self._times, _MODES[kind], 1, *self._tail)
 
-    def entry(self, number: int, entry: Entry) -> bytes:
+    def entry_of(self, nodeid: int, kind: int, size: int) -> bytes:
         """Return ENTRY and ATTR of an entry, to be believed for ever."""
-        return ENTRY.pack(self.base | number, 0, FOR_EVER_S, FOR_EVER_S, 0, 0) + self.attributes(number, entry)
+        return ENTRY.pack(nodeid, 0, FOR_EVER_S, FOR_EVER_S, 0, 0) + self.attributes_of(nodeid, kind, size)
+
+    def attributes(self, number: int) -> bytes:
+        """Return the ATTR of an entry."""
+        entry = self.view.attributes(number)
+        return self.attributes_of(self.base | number, entry.kind, entry.size)
+
+    def entry(self, number: int) -> bytes:
+        """Return ENTRY and ATTR of an entry."""
+        entry = self.view.attributes(number)
+        return self.entry_of(self.base | number, entry.kind, entry.size)
 
 
 class Slots:
@@ -87,5 +96,5 @@ def directory_entry(nodeid: int, time_ns: int, owner: tuple[int, int]) -> bytes:
     seconds, nanoseconds = divmod(time_ns, 10**9)
     times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
     return ENTRY.pack(nodeid, 0, FOR_EVER_S, FOR_EVER_S, 0, 0) + ATTR.pack(
-        nodeid, _DIRECTORY_SIZE, (_DIRECTORY_SIZE + 511) >> 9, *times, _MODES[Kind.DIRECTORY], 2, *owner, 0, _BLOCK, 0
+        nodeid, _DIRECTORY_SIZE, 8, *times, _MODES[Kind.DIRECTORY], 2, *owner, 0, _BLOCK, 0
     )

@@ -19,7 +19,11 @@ MAX_READ: Final = MAX_PAGES * 4096
 
 
 class Op(IntEnum):
-    """Opcodes that the worker answers with more than an error."""
+    """Opcodes that the worker answers with more than an error.
+
+    OPENDIR gets ENOSYS: the kernel then neither asks again nor sends RELEASEDIR, and keeps every listing until its
+    directory's mtime changes, which those of versions never do.
+    """
 
     LOOKUP = 1
     FORGET = 2
@@ -30,9 +34,7 @@ class Op(IntEnum):
     STATFS = 17
     RELEASE = 18
     INIT = 26
-    OPENDIR = 27
     READDIR = 28
-    RELEASEDIR = 29
     INTERRUPT = 36
     DESTROY = 38
     BATCH_FORGET = 42
@@ -48,6 +50,7 @@ class Init(IntFlag):
     """Flags of INIT: what kernel and file system agree on. Bits from 32 on travel in flags2."""
 
     ASYNC_READ = 1 << 0
+    AUTO_INVAL_DATA = 1 << 12
     DO_READDIRPLUS = 1 << 13
     READDIRPLUS_AUTO = 1 << 14
     PARALLEL_DIROPS = 1 << 18
@@ -60,6 +63,7 @@ class Init(IntFlag):
 
 WANTED: Final = (
     Init.ASYNC_READ
+    | Init.AUTO_INVAL_DATA
     | Init.DO_READDIRPLUS
     | Init.READDIRPLUS_AUTO
     | Init.PARALLEL_DIROPS
@@ -71,7 +75,6 @@ WANTED: Final = (
 )
 
 FOPEN_KEEP_CACHE: Final = 1 << 1
-FOPEN_CACHE_DIR: Final = 1 << 3
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_PASSTHROUGH: Final = 1 << 7
 

@@ -25,7 +25,7 @@ EXIT_TOO_LARGE: Final = 75
 MEMORY_MAX_BYTES: Final = 200 << 20
 _HOUSEKEEPING_EVERY: Final = 8192  # requests
 _NO_REPLY: Final = frozenset({Op.FORGET, Op.BATCH_FORGET})
-_QUICK: Final = frozenset({Op.OPEN, Op.RELEASE, Op.GETATTR, Op.OPENDIR, Op.RELEASEDIR})
+_QUICK: Final = frozenset({Op.RELEASE})
 
 
 def serve(device: int, requests: Requests, statistics: Statistics, worker: int) -> int:

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
+from operator import add
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -39,6 +40,7 @@ _HEADER = struct.Struct("<4sBBHII")  # magic version type zero count heap_length
 _LEAF_ROW = struct.Struct("<IBBHQQQ32s")  # heap_offset name_length kind target_length size files directories digest
 _INDEX_ROW = struct.Struct("<IBBHQQQ32sII")  # heap_offset name_length 0 0 size files directories digest entries 0
 _NAME_AT = struct.Struct("<IB")
+_LISTING_ROW = struct.Struct("<IBB2xQ48x")  # what a listing needs of a leaf row: heap_offset name_length kind size
 
 
 class Kind(IntEnum):
@@ -50,6 +52,7 @@ class Kind(IntEnum):
     SYMLINK = 4
 
 
+_DOTS: Final = (b".", b"..")
 _KINDS: Final = (None, Kind.FILE, Kind.EXECUTABLE, Kind.DIRECTORY, Kind.SYMLINK)
 
 
@@ -99,7 +102,7 @@ class IndexRow(NamedTuple):
 
 def check_entry_name(name: bytes) -> bytes:
     """Return name unchanged if a directory may hold it, else raise FormatError."""
-    if not 0 < len(name) <= NAME_LENGTH_MAX or b"/" in name or b"\0" in name or name in (b".", b".."):
+    if not 0 < len(name) <= NAME_LENGTH_MAX or b"/" in name or b"\0" in name or name in _DOTS:
         raise FormatError("tree entry", f"{name[:NAME_LENGTH_MAX]!r} cannot be a name")
     return name
 
@@ -194,6 +197,23 @@ def _encode_index(rows: Sequence[IndexRow]) -> bytes:
     return b"".join((_HEADER.pack(MAGIC, VERSION, INDEX, 0, len(rows), offset), *packed, *heap))
 
 
+class Columns(NamedTuple):
+    """Some rows of a leaf page, as columns."""
+
+    rows: int
+    lengths: bytes  # of the names, a byte for each
+    kinds: bytes  # a byte for each
+    names: bytes | list[bytes]  # one behind the other if all have the same length, `width`; else a list
+    width: int  # 0 if the names are a list
+    sizes: list[int]
+
+    def name_list(self) -> list[bytes]:
+        """Return the names one by one."""
+        if isinstance(self.names, list):
+            return self.names
+        return [self.names[at : at + self.width] for at in range(0, len(self.names), self.width)]
+
+
 class LeafPage:
     """Entries of a directory, or of a run of names of a large one. Read-only; rows are decoded when asked for."""
 
@@ -228,6 +248,43 @@ class LeafPage:
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Yield rows from start on."""
         return map(self.entry, range(start, self.count))
+
+    def columns(self, start: int, count: int) -> "Columns":
+        """Return up to count rows from start on as columns, for listings: many times as fast as `entries`.
+
+        Raises:
+            FormatError: as `entry`.
+        """
+        count = min(count, self.count - start)
+        if count <= 0:
+            return Columns(0, b"", b"", [], 0, [])
+        data, size = self._data, _LEAF_ROW.size
+        begin = _HEADER.size + start * size
+        end = begin + count * size
+        rows = memoryview(data)[begin:end]
+        offsets = rows.cast("I")[:: size // 4].tolist()
+        lengths, kinds = data[begin + 4 : end : size], data[begin + 5 : end : size]
+        heap = self._heap
+        if heap + max(map(add, offsets, lengths)) > self._heap_end or min(kinds) < Kind.FILE or max(kinds) > Kind.SYMLINK:
+            raise FormatError("tree page", "a row points outside of the page or has an unknown kind")
+        width = lengths[0]
+        names: bytes | list[bytes]
+        if (
+            width > 2
+            and lengths.count(width) == count
+            and offsets == list(range(offsets[0], offsets[0] + count * width, width))
+        ):
+            names = data[heap + offsets[0] : heap + offsets[0] + count * width]
+            bad = b"/" in names or 0 in names
+        else:
+            width = 0
+            names = [data[at : at + length] for at, length in zip(map(heap.__add__, offsets), lengths, strict=True)]
+            joined = b"\0".join(names)
+            bad = b"/" in joined or joined.count(0) != count - 1 or 0 in lengths or b"." in names or b".." in names
+            bad = bad or heap + max(map(add, offsets, lengths)) > self._heap_end
+        if bad or min(kinds) < Kind.FILE or max(kinds) > Kind.SYMLINK:
+            raise FormatError("tree page", "it holds a name that no directory may have, or a row of an unknown kind")
+        return Columns(count, lengths, kinds, names, width, rows.cast("Q")[1 :: size // 8].tolist())
 
     def find(self, name: bytes) -> int | None:
         """Return the row that has name, or None."""

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from vault.chunking.params import ChunkingParams
 from vault.chunking.policy import PACKED_SIZE_MAX, SAMPLE_SIZE, Compressor, sample_offsets
 from vault.errors import KeyNotFound, RefNotFound
-from vault.format.digest import EMPTY, digest
+from vault.format.digest import digest
 from vault.format.layout import map_key
 from vault.format.pack import Codec, ObjectKind
 from vault.format.tree import Entry, Kind, encode_directory
@@ -119,9 +119,19 @@ class _Ingest:
 
     # What the walk finds, in its order.
 
+    def known_contents(self, files: Sequence[SourceFile]) -> list[Digest | None]:
+        """Return for each file its digest if its times say that it is unchanged, and the store has the content."""
+        digests = self._cache.lookup([(file.path, file.status) for file in files])
+        stored = self._writer.has_each(digests)
+        return [
+            found if found is not None and (is_stored or not file.size) else None
+            for file, found, is_stored in zip(files, digests, stored, strict=True)
+        ]
+
     def begin_directory(self, name: bytes) -> None:
         """A directory begins; everything up to its `end_directory` lies in it. The root has an empty name."""
         self._steps.append(name)
+        self._take(_BATCHES_IN_FLIGHT_MAX)
 
     def end_directory(self) -> None:
         """The current directory has no more entries."""
@@ -133,10 +143,14 @@ class _Ingest:
         self._steps.append(Entry(name, Kind.SYMLINK, len(target), digest(target), target=target))
 
     def add_file(self, file: SourceFile, known: Digest | None) -> None:
-        """The next entry is a file; known is its digest if the stat cache has it."""
-        if known is not None and (not file.size or self._writer.has(known)):
-            self._steps.append(_FileStep(file, known, None, 0))
-        elif file.size > PACKED_SIZE_MAX:
+        """The next entry is a file; known is its digest if the stat cache has it and the store its content."""
+        if known is not None:
+            if self._steps:
+                self._steps.append(_FileStep(file, known, None, 0))
+            else:
+                self._append_file(file, known, file.size)
+            return
+        if file.size > PACKED_SIZE_MAX:
             self._submit()
             self._steps.append(_FileStep(file, None, None, 0))
             self._take(0)  # a large file has the pool for itself
@@ -222,8 +236,11 @@ class _Ingest:
             self._remember(file, found, prepared.read_ns)
         else:
             found, size = self._store_large(file)
+        self._append_file(file, found, size)
+
+    def _append_file(self, file: SourceFile, found: Digest, size: int) -> None:
         kind = Kind.EXECUTABLE if file.executable else Kind.FILE
-        self._stack[-1][1].append(Entry(file.name, kind, size, found if size else EMPTY))
+        self._stack[-1][1].append(Entry(file.name, kind, size, found))
         self.counts.files += 1
         self.counts.size_bytes += size
 
@@ -305,7 +322,7 @@ def commit(
             ObjectWriter(repository.store, repository.index) as writer,
             _Ingest(repository, writer, cache, progress) as ingest,
         ):
-            _feed(ingest, walk, cache)
+            _feed(ingest, walk)
             snapshot = ingest.finish()
             stored_bytes = writer.stored_bytes
     finally:
@@ -329,15 +346,15 @@ def commit(
     )
 
 
-def _feed(ingest: _Ingest, walk: Walk, cache: StatCache) -> None:
+def _feed(ingest: _Ingest, walk: Walk) -> None:
     """Hand everything that the walk yields to the pipeline, files with what the stat cache knows of them."""
     known: list[Iterator[Digest | None]] = []
     for step in walk:
         if isinstance(step, SourceFile):
             ingest.add_file(step, next(known[-1]))
         elif isinstance(step, BeginDirectory):
-            known.append(iter(cache.lookup([(file.path, file.status) for file in step.files])))
             ingest.begin_directory(step.name)
+            known.append(iter(ingest.known_contents(step.files)))
         elif isinstance(step, EndDirectory):
             known.pop()
             ingest.end_directory()

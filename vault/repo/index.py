@@ -49,6 +49,13 @@ class ObjectIndex:
                 known = self._containers[number] = (container[:1] == b"w", Digest(bytes(container[1:])))
         return ObjectLocation(known[1], known[0], offset, length, size, _CODECS[codec], _KINDS[kind])
 
+    def contains(self, digests: Iterable[Digest | None]) -> list[bool]:
+        """Return for each digest whether such an object is stored, as far as this index has seen."""
+        database = self._file.db(_OBJECTS)
+        with self._file.read() as transaction:
+            get = transaction.get
+            return [found is not None and get(found, db=database) is not None for found in digests]
+
     def add_pack(self, index: PackIndex) -> None:
         """Make the objects of a pack known."""
         self._add(b"p" + index.pack, ((o.digest, o.offset, o.length, o.size, o.codec, o.kind) for o in index.objects))

@@ -76,7 +76,7 @@ class LargeFileWriter:
         self._params = params
         self._pool = pool
         self._whole_files = whole_files
-        self._buffers = [memoryview(bytearray(_BUFFER_SIZE + params.max_size)) for _ in range(2)]
+        self._buffers: list[memoryview] = []  # made for the first large file: most datasets have none
 
     def store(
         self,
@@ -99,6 +99,8 @@ class LargeFileWriter:
             SourceChanged: a second pass met other bytes than the first.
             StoreError: as the store says; nothing refers to what was written.
         """
+        if not self._buffers:
+            self._buffers = [memoryview(bytearray(_BUFFER_SIZE + self._params.max_size)) for _ in range(2)]
         with ExitStack() as stack:
             work = _FirstPass(self, source, compress, stack)
             work.run(advance)

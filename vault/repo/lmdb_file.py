@@ -59,11 +59,9 @@ class LmdbFile:
         """Return the handle of a database, for the `db` argument of a transaction."""
         return self._databases[name]
 
-    @contextlib.contextmanager
-    def read(self) -> "Iterator[Any]":
-        """Give a read transaction: a consistent view of all databases."""
-        with self._environment.begin() as transaction:
-            yield transaction
+    def read(self) -> Any:
+        """Return a read transaction, a context manager: a consistent view of all databases."""
+        return self._environment.begin()
 
     @contextlib.contextmanager
     def write(self) -> "Iterator[Any]":

@@ -6,6 +6,7 @@ and findable after `flush`. Threads: `add` and `has` from several, `flush` and `
 
 import queue
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -51,6 +52,12 @@ class ObjectWriter:
     def has(self, digest: Digest) -> bool:
         """Return whether an object is stored already, or on its way."""
         return digest in self._pending or self._index.find(digest) is not None
+
+    def has_each(self, digests: Sequence[Digest | None]) -> list[bool]:
+        """Return `has` for each of many digests, in one go; False for None."""
+        return [
+            stored or found in self._pending for found, stored in zip(digests, self._index.contains(digests), strict=True)
+        ]
 
     def add(self, digest: Digest, kind: ObjectKind, codec: Codec, data: Buffer, size: int) -> bool:
         """Store an object unless it is there. Takes over data: it must not change any more. Returns whether it was new.

@@ -34,8 +34,8 @@ class StatCache:
     def lookup(self, files: Iterable[tuple[bytes, os.stat_result]]) -> list[Digest | None]:
         """Return the digest of each (absolute path, status), or None where it is not known for sure."""
         with self._file.read() as transaction:
-            database = self._file.db(_FILES)
-            return [_match(transaction.get(_key(path, status), db=database), status) for path, status in files]
+            database, get = self._file.db(_FILES), transaction.get
+            return [_match(get(_key(path, status), db=database), status) for path, status in files]
 
     def remember(self, path: bytes, status: os.stat_result, read_ns: int, content: Digest) -> None:
         """Note the content that a file with this status had when it was read, at read_ns. Written in batches."""

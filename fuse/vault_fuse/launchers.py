@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from vault.clock import format_time
 from vault_fuse.proc import Sighting
-from vault_fuse.process_tree import find_root
+from vault_fuse.process_tree import find_root, script_name
 
 DETAIL_LENGTH_MAX: Final = 256
 _NOT_IN_RUN_ID = re.compile(r"[^A-Za-z0-9._=+-]+|\.{2,}")
@@ -72,6 +72,7 @@ _SLURM_V2 = re.compile(
     r"(?:/\.\.)*/system\.slice/(?:[^/]+_)?slurmstepd\.scope/job_(\d{1,20})(?:/step_([A-Za-z0-9+]{1,32}))?(?:/|\Z)"
 )
 _SLURM_V1 = re.compile(r"(?:/\.\.)*/slurm(?:_[^/]+)?/uid_\d+/job_(\d{1,20})(?:/step_([A-Za-z0-9+]{1,32}))?(?:/|\Z)")
+_SLURM_TITLE = re.compile(r"slurmstepd: \[(\d{1,20})\.([A-Za-z0-9+]{1,32})\]")
 _SLURM_NAMES: Final = (
     *(
         "SLURM_JOB_NAME",
@@ -92,6 +93,10 @@ def slurm(sighting: Sighting, host: Host) -> Claim | None:
     if not told.isascii() or not told.isdigit():
         told = ""
     match = next((m for path in sighting.cgroups if (m := _SLURM_V2.match(path) or _SLURM_V1.match(path))), None)
+    if not match and not told:
+        # Slurm's own process above says it in its title, also where the job's variables are gone.
+        titles = (p.command[0] for p in sighting.chain if p.name == "slurmstepd" and p.command)
+        match = next((m for title in titles if (m := _SLURM_TITLE.match(title))), None)
     job = match[1] if match else told
     if not job:
         return None
@@ -107,7 +112,7 @@ def slurm(sighting: Sighting, host: Host) -> Claim | None:
         details["step"] = step[:DETAIL_LENGTH_MAX]
     cluster = (host.cluster or environment.get("SLURM_CLUSTER_NAME", "")).lower()
     run = f"slurm-{slug(cluster, 32)}-{job}" if cluster else f"slurm-{job}"
-    how = "slurm control group" if match else "slurm variables"
+    how = "slurm variables" if not match else "slurm step" if match.re is _SLURM_TITLE else "slurm control group"
     return Claim(how, run, details, environment.get("SLURM_RESTART_COUNT", "")[:16], disagreement)
 
 
@@ -203,7 +208,7 @@ def pod(sighting: Sighting, host: Host) -> Claim | None:
 def torchelastic(sighting: Sighting, host: Host) -> Claim | None:
     """torchrun. Its ID is `none` unless asked for, and then often a number from a tutorial: never trusted alone.
 
-    On one node the launcher's own process tells jobs apart; on several only the rendezvous is the same everywhere.
+    On one node the process tree tells jobs apart; on several only the rendezvous is the same everywhere.
     """
     environment = sighting.environment
     given = environment.get("TORCHELASTIC_RUN_ID")
@@ -213,8 +218,7 @@ def torchelastic(sighting: Sighting, host: Host) -> Claim | None:
     details = pick(environment, *names)
     attempt = environment.get("TORCHELASTIC_RESTART_COUNT", "")[:16]
     if environment.get("GROUP_WORLD_SIZE", "1") == "1":
-        root = sighting.chain[find_root(sighting.chain)]
-        return Claim("torchelastic", tree_run(host, root.key, "torch"), details, attempt, is_tree=True)
+        return _tree_claim("torchelastic", sighting, host, details, attempt)
     where = f"{environment.get('MASTER_ADDR', '')}:{environment.get('MASTER_PORT', '')}"
     # A long ID is random and stays over restarts, which move the rendezvous; a short one needs the rendezvous.
     parts = (given,) if len(given) >= 16 else (given, where, str(sighting.uid))
@@ -225,21 +229,23 @@ _RAY_SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d{1,9}_\d{1,
 
 
 def ray(sighting: Sighting, host: Host) -> Claim | None:
-    """Ray: its session, named alike on all nodes, and the job. Workers may lose their variables, the raylet does not."""
+    """Ray: the session of the cluster, named alike on all nodes; the process tree of a driver that started Ray itself.
+
+    RAY_JOB_ID does not tell jobs apart: workers are started before they are given a job, and show ffffffff for ever.
+    """
     environment = sighting.environment
-    job = environment.get("RAY_JOB_ID", "")
     raylet = next((index for index, process in enumerate(sighting.chain) if process.program == "raylet"), None)
-    if not job and not environment.get("RAY_RAYLET_PID") and raylet is None:
+    if raylet is None and not environment.get("RAY_RAYLET_PID"):
         return None
-    near = sighting.chain[: raylet + 1] if raylet is not None else sighting.chain
-    words = (word for process in near for word in process.command)
+    details = pick(environment, "RAY_JOB_ID")
+    if raylet is None:
+        return Claim("ray", f"ray-{keyed_hash(host, host.boot_id, environment['RAY_RAYLET_PID'])}", details)
+    above = sighting.chain[raylet + 1 : find_root(sighting.chain) + 1]
+    if above and not any(script_name(process.command) == "ray" for process in above):
+        return _tree_claim("ray", sighting, host, details)
+    words = sighting.chain[raylet].command
     session = next((match[0] for word in words if (match := _RAY_SESSION.search(word))), "")
-    if not session and raylet is not None:
-        session = f"{host.boot_id} {sighting.chain[raylet].key}"
-    elif not session:
-        session = f"{host.boot_id} {environment.get('RAY_RAYLET_PID', '')}"
-    digits = keyed_hash(host, session)
-    return Claim("ray", f"ray-{digits}-{slug(job, 32)}" if job else f"ray-{digits}", pick(environment, "RAY_JOB_ID"))
+    return Claim("ray", f"ray-{keyed_hash(host, session or f'{host.boot_id} {sighting.chain[raylet].key}')}", details)
 
 
 def pals(sighting: Sighting, host: Host) -> Claim | None:
@@ -249,26 +255,33 @@ def pals(sighting: Sighting, host: Host) -> Claim | None:
 
 
 def pmix(sighting: Sighting, host: Host) -> Claim | None:
-    """Open MPI and others that speak PMIx: its namespace, made of the launcher's host and process."""
-    namespace = sighting.environment.get("PMIX_NAMESPACE", "")
+    """Open MPI and others that speak PMIx: its namespace, and where mpiexec listens; on one node the process tree."""
+    environment = sighting.environment
+    namespace = environment.get("PMIX_NAMESPACE", "")
     if not namespace:
         return None
-    run = f"pmix-{slug(namespace, 48)}-{keyed_hash(host, namespace, str(sighting.uid), length=4)}"
-    return Claim("pmix", run, pick(sighting.environment, "OMPI_COMM_WORLD_SIZE", "PMIX_HOSTNAME"))
+    details = pick(environment, "PMIX_NAMESPACE", "OMPI_COMM_WORLD_SIZE", "PMIX_HOSTNAME")
+    size = environment.get("OMPI_COMM_WORLD_SIZE")
+    if size and size == environment.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        return _tree_claim("pmix", sighting, host, details)
+    # Open MPI 4 makes the namespace of 16 bits of the launcher's host and process; its address tells more.
+    launcher = environment.get("OMPI_MCA_orte_hnp_uri", "")
+    return Claim("pmix", f"mpi-{keyed_hash(host, namespace, launcher, str(sighting.uid))}", details)
 
 
 def hydra(sighting: Sighting, host: Host) -> Claim | None:
-    """MPICH and Intel MPI: the control port of mpiexec, which every node's proxy is told; else the process tree."""
-    if not sighting.environment.get("PMI_RANK") and not sighting.environment.get("PMI_ID"):
+    """MPICH and Intel MPI: the control port of mpiexec, which every node's proxy is told; on one node the process tree."""
+    environment = sighting.environment
+    if not environment.get("PMI_RANK") and not environment.get("PMI_ID"):
         return None
-    details = pick(sighting.environment, "PMI_SIZE")
-    for process in sighting.chain:
-        if process.program.startswith(("hydra_pmi_proxy", "hydra_bstrap_proxy")):
-            for option, value in zip(process.command, process.command[1:], strict=False):
-                if option in ("--control-port", "--upstream-host"):
-                    return Claim("hydra", f"mpi-{keyed_hash(host, value, str(sighting.uid))}", details)
-    root = sighting.chain[find_root(sighting.chain)]
-    return Claim("pmi", tree_run(host, root.key, "mpi"), details, is_tree=True)
+    details = pick(environment, "PMI_SIZE")
+    if environment.get("PMI_SIZE") != environment.get("MPI_LOCALNRANKS"):
+        for process in sighting.chain:
+            if process.program.startswith(("hydra_pmi_proxy", "hydra_bstrap_proxy")):
+                for option, value in zip(process.command, process.command[1:], strict=False):
+                    if option in ("--control-port", "--upstream-host"):
+                        return Claim("hydra", f"mpi-{keyed_hash(host, value, str(sighting.uid))}", details)
+    return _tree_claim("hydra", sighting, host, details)
 
 
 def sagemaker(sighting: Sighting, host: Host) -> Claim | None:
@@ -312,14 +325,18 @@ def jupyter(sighting: Sighting, host: Host) -> Claim | None:
     return None
 
 
-def tree_run(host: Host, key: tuple[int, int], prefix: str = "adhoc") -> str:
+def tree_run(host: Host, key: tuple[int, int]) -> str:
     """Return the run ID of a process tree by its root. Every worker derives the same one without talking."""
     pid, ticks = key
-    started = (
-        format_time((host.boot_time_s + ticks // host.ticks_per_s) * 1_000_000_000)[:19].replace("-", "").replace(":", "")
-    )
+    started = format_time((host.boot_time_s + ticks // host.ticks_per_s) * 1_000_000_000)[:19]
     digits = keyed_hash(host, host.boot_id, str(pid), str(ticks), length=3)
-    return f"{prefix}-{slug(host.name.partition('.')[0], 32)}-{started}-{pid}-{digits}"
+    name = slug(host.name.partition(".")[0], 32)
+    return f"adhoc-{name}-{started.replace('-', '').replace(':', '')}-{pid}-{digits}"
+
+
+def _tree_claim(how: str, sighting: Sighting, host: Host, details: Mapping[str, str], attempt: str = "") -> Claim:
+    root = sighting.chain[find_root(sighting.chain)]
+    return Claim(how, tree_run(host, root.key), details, attempt, is_tree=True)
 
 
 Rule = Callable[[Sighting, Host], Claim | None]

@@ -225,7 +225,7 @@ def _nearest_environment(
             gaps.append(f"environment read up to {ENVIRONMENT_SIZE_MAX} bytes")
         if environment := parse_environment(raw):
             if index:
-                gaps.append(f"environment taken from a parent, {index} up")
+                gaps.append(f"its environment is empty or overwritten (setproctitle): that of a parent counts, {index} up")
             return environment, index
     return {}, 0
 

@@ -87,7 +87,7 @@ MANAGERS: Final = frozenset(
             "condor_starter",
             "condor_startd",
         ),
-        *("condor_master", "flux-broker", "flux-shell", "hydra_pmi_proxy", "raylet", "palsd", "apinit"),
+        *("condor_master", "flux-broker", "flux-shell", "palsd", "apinit"),
     }
 )
 # Servers written in a language whose interpreter is all that the kernel shows: known by the script they run.

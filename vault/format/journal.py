@@ -79,6 +79,7 @@ class LabelEntry(Entry, frozen=True, kw_only=True, tag="label"):
 
 Kinds = Mapping[str, type[Entry]]
 
+
 class _Header(msgspec.Struct, frozen=True, kw_only=True):
     v: Annotated[int, msgspec.Meta(ge=1)]
     kind: ShortText

@@ -41,8 +41,16 @@ def run(workspace: Workspace, command: Command, *, timeout_s: float = 1800) -> F
         environment = {**workspace.environment(), **command.env}
         try:
             done = subprocess.run(
-                argv, env=environment, cwd=command.cwd, timeout=timeout_s, check=False, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                argv,
+                env=environment,
+                cwd=command.cwd,
+                timeout=timeout_s,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
             )
         except subprocess.TimeoutExpired as error:
             raise BenchError(f"{' '.join(command.argv)}: not done after {timeout_s:.0f} s") from error

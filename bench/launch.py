@@ -1,6 +1,6 @@
 """Runs one command and reports its time and its peak memory: `python -I -S launch.py RESULT ARGV...`.
 
-A process of its own because Linux counts the memory of a process before exec into its ru_maxrss: started from the benchmark,
+A process of its own because Linux counts the memory of a process before exec into its ru_maxrss: started by the benchmark,
 which holds long lists, every command would seem at least as large as the benchmark. It imports next to nothing.
 """
 

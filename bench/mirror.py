@@ -11,7 +11,18 @@ import sys
 from fuse import FUSE, FuseOSError, Operations
 
 _ATTRIBUTES = ("st_atime", "st_ctime", "st_gid", "st_mode", "st_mtime", "st_nlink", "st_size", "st_uid")
-_STATFS = ("f_bavail", "f_bfree", "f_blocks", "f_bsize", "f_favail", "f_ffree", "f_files", "f_flag", "f_frsize", "f_namemax")
+_STATFS = (
+    "f_bavail",
+    "f_bfree",
+    "f_blocks",
+    "f_bsize",
+    "f_favail",
+    "f_ffree",
+    "f_files",
+    "f_flag",
+    "f_frsize",
+    "f_namemax",
+)
 
 
 class Mirror(Operations):  # type: ignore[misc]
@@ -49,6 +60,15 @@ class Mirror(Operations):  # type: ignore[misc]
 if __name__ == "__main__":
     day_s = 86400
     FUSE(
-        Mirror(os.path.realpath(sys.argv[1])), sys.argv[2], foreground=True, nothreads=True, ro=True, kernel_cache=True,
-        entry_timeout=day_s, attr_timeout=day_s, negative_timeout=day_s, max_read=131072, fsname="mirror",
+        Mirror(os.path.realpath(sys.argv[1])),
+        sys.argv[2],
+        foreground=True,
+        nothreads=True,
+        ro=True,
+        kernel_cache=True,
+        entry_timeout=day_s,
+        attr_timeout=day_s,
+        negative_timeout=day_s,
+        max_read=131072,
+        fsname="mirror",
     )

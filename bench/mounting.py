@@ -41,7 +41,12 @@ def mounted(workspace: Workspace, candidate: Candidate, place: str, tree: str, n
     with tempfile.TemporaryFile("w+", dir=workspace.path) as log:
         started = time.monotonic()
         daemon = subprocess.Popen(
-            mount.start.argv, env=environment, cwd=mount.start.cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            mount.start.argv,
+            env=environment,
+            cwd=mount.start.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
             start_new_session=True,
         )
         try:

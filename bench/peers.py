@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from bench.candidates import Mount, missing_tools
 from bench.execute import Command
 
-PACKAGES = ("restic", "borgbackup", "squashfuse", "squashfs-tools", "erofs-utils", "erofsfuse", "fuse3", "libfuse2")  # Debian's names
+PACKAGES = (
+    "restic",
+    "borgbackup",
+    "squashfuse",
+    "squashfs-tools",
+    "erofs-utils",
+    "erofsfuse",
+    "fuse3",
+    "libfuse2",
+)  # Debian's names
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +115,9 @@ class Image:
         return Command(_replace(self.make, IMAGE=f"{place}/image", TREE=tree))
 
     def mount(self, place: str, tree: str, number: int, point: str) -> Mount:
-        return Mount(Command(_replace(self.start, IMAGE=f"{place}/image", POINT=point)), point, _replace(self.stop, POINT=point))
+        return Mount(
+            Command(_replace(self.start, IMAGE=f"{place}/image", POINT=point)), point, _replace(self.stop, POINT=point)
+        )
 
 
 def _replace(words: tuple[str, ...], **values: str) -> tuple[str, ...]:

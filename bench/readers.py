@@ -1,4 +1,4 @@
-"""Runs readers side by side: a process each, all released at once, the time counted from the first start to the last end."""
+"""Runs readers side by side: a process each, all released at once, timed from the first start to the last end."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What was measured: samples by table, row (candidate) and column, and their medians. Knows nothing of files or commands."""
+"""What was measured: samples by table, row and column, and their medians. Knows nothing of files or commands."""
 
 import statistics
 from collections.abc import Iterator

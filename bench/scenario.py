@@ -1,4 +1,4 @@
-"""What every scenario has at hand: the workspace, the candidates, the results, and the order in which candidates take turns."""
+"""What every scenario has at hand: the workspace, the candidates and their turns, the results."""
 
 import random
 import sys
@@ -12,7 +12,9 @@ from bench.execute import Command, Finished, run
 from bench.results import Results
 from bench.workspace import Workspace
 
-SETTLE_S: Final = 2.5  # a file is trusted by its time stamps only when they are a little old; nobody commits faster than that
+SETTLE_S: Final = (
+    2.5  # a file is trusted by its time stamps only when they are a little old; nobody commits faster than that
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Bench:
     _turns: random.Random = field(default_factory=lambda: random.Random(0))
 
     def rounds(self, *, commits: bool = False, increments: bool = False, mounts: bool = False) -> Iterator[list[Candidate]]:
-        """Yield the candidates that can do this, once a repetition, in another order each time, so that noise hits all alike."""
+        """Yield the candidates that can do this, once a repetition, in another order each time: noise hits all alike."""
         fit = [c for c in self.candidates if c.commits >= commits and c.increments >= increments and c.mounts >= mounts]
         for _ in range(self.sizes.repeat):
             self._turns.shuffle(fit)

@@ -16,7 +16,8 @@ SMALL_COMMIT: Final = Table(
         Column("added", "added by the change", "MB", compared=False),
         Column("peak", "peak memory", "MB", compared=False),
     ),
-    "The source is in the page cache. `cp -r, synced` waits for the disk as a durable commit does. Changed: 1 % replaced, 1 % removed, 1 % added.",
+    "The source is in the page cache. `cp -r, synced` waits for the disk as a durable commit does. "
+    "Changed: 1 % replaced, 1 % removed, 1 % added.",
 )
 LARGE_COMMIT: Final = Table(
     "large_commit",
@@ -42,8 +43,8 @@ SMALL_READ: Final = Table(
         for readers in (1, 4)
         for state, words in _STATES
     ),
-    "Fresh mount: the first pass after mounting, with the store's files in the page cache. Warm: the second pass. Dropped caches: "
-    "a pass right after the kernel's caches were dropped.",
+    "Fresh mount: the first pass after mounting, with the store's files in the page cache. Warm: the second pass. "
+    "Dropped caches: a pass right after the kernel's caches were dropped.",
 )
 LARGE_READ: Final = Table(
     "large_read",
@@ -95,7 +96,8 @@ SCALE: Final = Table(
         Column("worker_peak", "peak memory of a mount process after `find`", "MB", compared=False),
         Column("worker_private", "of which private", "MB", compared=False),
     ),
-    "Entries are hard links of a few tiny files, 1,000 a folder. Empty cache: the cache directory is deleted before mounting, as on another machine.",
+    "Entries are hard links of a few tiny files, 1,000 a folder. "
+    "Empty cache: the cache directory is deleted before mounting, as on another machine.",
 )
 START: Final = Table("start", "Starting a command", "python -c pass", (Column("time", "time", "ms"),))
 RECORDING: Final = Table(
@@ -109,6 +111,9 @@ MEMORY: Final = Table(
     "memory",
     "Memory of a mount after the passes over the small files",
     "",
-    (Column("peak", "largest process, peak", "MB", compared=False), Column("private", "all processes, private", "MB", compared=False)),
+    (
+        Column("peak", "largest process, peak", "MB", compared=False),
+        Column("private", "all processes, private", "MB", compared=False),
+    ),
 )
 ALL: Final = (SMALL_COMMIT, LARGE_COMMIT, FIRST_LISTING, SMALL_READ, LARGE_READ, LISTING, SCALE, MEMORY, RECORDING, START)

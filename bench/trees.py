@@ -103,15 +103,13 @@ def many_links(path: str, count: int) -> Tree:
     """Write a tree of `count` entries whose files are hard links to a few: quick to make, and no burden on the disk."""
     per_target = 60_000  # ext4 allows 65,000 links to a file
     target = ""
-    names = 0
-    for name in _entry_names(path, count):
-        if names % per_target == 0:
+    for number, name in enumerate(_entry_names(path, count)):
+        if number % per_target == 0:
             target = f"{path}/{name}"
             with open(target, "w", encoding="ascii") as file:
-                file.write(f"{names}\n")
+                file.write(f"{number}\n")
         else:
             os.link(target, f"{path}/{name}")
-        names += 1
     return Tree(path, (), -1)
 
 

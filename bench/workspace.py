@@ -64,7 +64,9 @@ class Workspace:
         free = shutil.disk_usage(self.path).free
         if free < needed_bytes:
             need, have = needed_bytes / 1e9, free / 1e9
-            raise BenchError(f"{self.path} has {have:.0f} GB free, {need:.0f} are needed: --quick, or --dir on a larger disk")
+            raise BenchError(
+                f"{self.path} has {have:.0f} GB free, {need:.0f} are needed: --quick, or --dir on a larger disk"
+            )
 
     def environment(self) -> dict[str, str]:
         """Return the environment for everything that is started."""

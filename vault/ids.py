@@ -78,9 +78,7 @@ def check_name(name: str) -> str:
 def check_label(label: str) -> str:
     """Return label unchanged if it may name a version, else raise InvalidRef."""
     if not _LABEL.match(label) or _VERSION.match(label) or label == LATEST:
-        raise InvalidRef(
-            label, "labels are lower-case letters, digits, '.', '_' and '-', and neither vN nor 'latest'"
-        )
+        raise InvalidRef(label, "labels are lower-case letters, digits, '.', '_' and '-', and neither vN nor 'latest'")
     return label
 
 

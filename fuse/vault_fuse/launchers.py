@@ -74,16 +74,9 @@ _SLURM_V2 = re.compile(
 _SLURM_V1 = re.compile(r"(?:/\.\.)*/slurm(?:_[^/]+)?/uid_\d+/job_(\d{1,20})(?:/step_([A-Za-z0-9+]{1,32}))?(?:/|\Z)")
 _SLURM_TITLE = re.compile(r"slurmstepd: \[(\d{1,20})\.([A-Za-z0-9+]{1,32})\]")
 _SLURM_NAMES: Final = (
-    *(
-        "SLURM_JOB_NAME",
-        "SLURM_ARRAY_JOB_ID",
-        "SLURM_ARRAY_TASK_ID",
-        "SLURM_HET_SIZE",
-        "SLURM_JOB_PARTITION",
-        "SLURM_JOB_ACCOUNT",
-    ),
-    *("SLURM_JOB_NUM_NODES", "SLURM_NTASKS", "SLURM_CLUSTER_NAME"),
-)
+    "SLURM_JOB_NAME SLURM_ARRAY_JOB_ID SLURM_ARRAY_TASK_ID SLURM_HET_SIZE SLURM_JOB_PARTITION SLURM_JOB_ACCOUNT "
+    "SLURM_JOB_NUM_NODES SLURM_NTASKS SLURM_CLUSTER_NAME"
+).split()
 
 
 def slurm(sighting: Sighting, host: Host) -> Claim | None:

@@ -11,140 +11,29 @@ from vault_fuse.proc import SHELLS, Process
 from vault_fuse.process_tree import script_name
 
 _INDEXERS: Final = frozenset(
-    {
-        *("updatedb", "updatedb.mlocate", "updatedb.plocate", "plocate-build", "mlocate", "recollindex", "baloo_file"),
-        *("baloo_file_extractor", "tracker-miner-fs-3", "tracker-miner-fs", "tracker-extract-3", "tracker-extract"),
-        *("localsearch-3", "localsearch-extractor-3", "tumblerd", "gnome-desktop-thumbnailer", "mds", "mdworker"),
-        *(
-            "clamd",
-            "clamscan",
-            "clamdscan",
-            "clamonacc",
-            "freshclam",
-            "falcon-sensor",
-            "wdavdaemon",
-            "mdatp",
-            "aide",
-            "tripwire",
-        ),
-        *("osqueryd", "wazuh-syscheckd", "wazuh-modulesd"),
-    }
+    (
+        "updatedb updatedb.mlocate updatedb.plocate plocate-build mlocate recollindex baloo_file baloo_file_extractor "
+        "tracker-miner-fs-3 tracker-miner-fs tracker-extract-3 tracker-extract localsearch-3 localsearch-extractor-3 "
+        "tumblerd gnome-desktop-thumbnailer mds mdworker clamd clamscan clamdscan clamonacc freshclam falcon-sensor "
+        "wdavdaemon mdatp aide tripwire osqueryd wazuh-syscheckd wazuh-modulesd"
+    ).split()
 )
 _BACKUPS: Final = frozenset(
-    {
-        *("restic", "borg", "borgmatic", "kopia", "bup", "duplicity", "duplicacy", "rdiff-backup", "rsnapshot", "snapper"),
-        *("timeshift", "bacula-fd", "bareos-fd", "dsmc", "dsmcad", "veeamagent", "amandad", "urbackupclientbackend"),
-        *("burp", "zbackup", "vorta", "tarsnap", "cvd", "clBackup"),
-    }
+    (
+        "restic borg borgmatic kopia bup duplicity duplicacy rdiff-backup rsnapshot snapper timeshift bacula-fd bareos-fd "
+        "dsmc dsmcad veeamagent amandad urbackupclientbackend burp zbackup vorta tarsnap cvd clBackup"
+    ).split()
 )
-_TOOLS: Final = SHELLS | {
-    *(
-        "ls",
-        "cat",
-        "tac",
-        "head",
-        "tail",
-        "less",
-        "more",
-        "most",
-        "bat",
-        "batcat",
-        "cp",
-        "mv",
-        "dd",
-        "tar",
-        "bsdtar",
-        "cpio",
-    ),
-    *(
-        "zip",
-        "gzip",
-        "zstd",
-        "xz",
-        "wc",
-        "sort",
-        "uniq",
-        "cut",
-        "awk",
-        "gawk",
-        "mawk",
-        "sed",
-        "grep",
-        "egrep",
-        "fgrep",
-        "rg",
-        "ag",
-    ),
-    *(
-        "ack",
-        "find",
-        "fd",
-        "fdfind",
-        "xargs",
-        "parallel",
-        "tree",
-        "du",
-        "df",
-        "stat",
-        "file",
-        "od",
-        "xxd",
-        "hexdump",
-        "strings",
-    ),
-    *(
-        "cmp",
-        "diff",
-        "md5sum",
-        "sha1sum",
-        "sha224sum",
-        "sha256sum",
-        "sha384sum",
-        "sha512sum",
-        "b2sum",
-        "b3sum",
-        "cksum",
-        "sum",
-    ),
-    *(
-        "rsync",
-        "rclone",
-        "scp",
-        "sftp-server",
-        "mc",
-        "mcli",
-        "ranger",
-        "nnn",
-        "vifm",
-        "lf",
-        "vi",
-        "vim",
-        "vim.basic",
-        "vim.tiny",
-    ),
-    *(
-        "nvim",
-        "nano",
-        "emacs",
-        "ed",
-        "jq",
-        "column",
-        "paste",
-        "join",
-        "tee",
-        "nl",
-        "shuf",
-        "split",
-        "env",
-        "timeout",
-        "nohup",
-        "time",
-    ),
-    *("watch", "sudo", "su", "eog", "feh", "display", "xdg-open", "nautilus", "dolphin", "thunar", "coreutils"),
-}
-_TRAINER_NAMES: Final = frozenset(
-    {"R", "Rscript", "java", "julia", "MATLAB", "torchrun", "accelerate", "deepspeed", "luajit", "th", "caffe"}
+_TOOLS: Final = SHELLS | frozenset(
+    (
+        "ls cat tac head tail less more most bat batcat cp mv dd tar bsdtar cpio zip gzip zstd xz wc sort uniq cut awk "
+        "gawk mawk sed grep egrep fgrep rg ag ack find fd fdfind xargs parallel tree du df stat file od xxd hexdump "
+        "strings cmp diff md5sum sha1sum sha224sum sha256sum sha384sum sha512sum b2sum b3sum cksum sum rsync rclone scp "
+        "sftp-server mc mcli ranger nnn vifm lf vi vim vim.basic vim.tiny nvim nano emacs ed jq column paste join tee nl "
+        "shuf split env timeout nohup time watch sudo su eog feh display xdg-open nautilus dolphin thunar coreutils"
+    ).split()
 )
+_TRAINER_NAMES: Final = frozenset(("R Rscript java julia MATLAB torchrun accelerate deepspeed luajit th caffe").split())
 
 
 def class_of(process: Process) -> ProcessClass:

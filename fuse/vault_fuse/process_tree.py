@@ -12,84 +12,25 @@ from vault_fuse.proc import SHELLS, Process
 
 # They start other people's work and outlive it: what hangs directly below one of them is the root of a run.
 MANAGERS: Final = frozenset(
-    {
+    (
         # service managers and inits, of hosts and of containers
-        *(
-            "systemd",
-            "(sd-pam)",
-            "init",
-            "launchd",
-            "openrc-init",
-            "runit",
-            "runsv",
-            "runsvdir",
-            "s6-svscan",
-            "s6-supervise",
-        ),
-        *("supervisord", "monit", "dinit", "tini", "docker-init", "dumb-init", "catatonit", "kthreadd"),
-        *(
-            "containerd-shim",
-            "containerd-shim-runc-v1",
-            "containerd-shim-runc-v2",
-            "containerd",
-            "dockerd",
-            "conmon",
-            "crun",
-        ),
-        *("crio", "kubelet", "podman", "lxc-start", "lxd", "incusd"),
+        "systemd (sd-pam) init launchd openrc-init runit runsv runsvdir s6-svscan s6-supervise supervisord monit dinit "
+        "tini docker-init dumb-init catatonit kthreadd containerd-shim containerd-shim-runc-v1 containerd-shim-runc-v2 "
+        "containerd dockerd conmon crun crio kubelet podman lxc-start lxd incusd "
         # log-ins and sessions
-        *(
-            "sshd",
-            "sshd-session",
-            "sshd-auth",
-            "dropbear",
-            "mosh-server",
-            "login",
-            "agetty",
-            "getty",
-            "in.telnetd",
-            "xrdp-sesman",
-        ),
-        *(
-            "gdm-session-worker",
-            "gdm-x-session",
-            "gdm-wayland-session",
-            "lightdm",
-            "sddm",
-            "sddm-helper",
-            "gnome-session-binary",
-        ),
-        *("gnome-shell", "ksmserver", "plasmashell", "xfce4-session", "dbus-daemon", "dbus-broker"),
-        # terminals and multiplexers
-        *(
-            "tmux",
-            "tmux: server",
-            "screen",
-            "zellij",
-            "dtach",
-            "abduco",
-            "gnome-terminal-server",
-            "gnome-terminal-",
-            "konsole",
-        ),
-        *("xterm", "kitty", "alacritty", "wezterm-gui", "foot", "terminator", "xfce4-terminal", "ttyd", "code-server"),
+        "sshd sshd-session sshd-auth dropbear mosh-server login agetty getty in.telnetd xrdp-sesman gdm-session-worker "
+        "gdm-x-session gdm-wayland-session lightdm sddm sddm-helper gnome-session-binary gnome-shell ksmserver "
+        "plasmashell xfce4-session dbus-daemon dbus-broker "
+        # terminals and multiplexers; the kernel cuts names to 15 bytes
+        "tmux screen zellij dtach abduco gnome-terminal-server gnome-terminal- konsole xterm kitty alacritty wezterm-gui "
+        "foot terminator xfce4-terminal ttyd code-server "
         # clocks
-        *("cron", "crond", "anacron", "atd", "fcron"),
+        "cron crond anacron atd fcron "
         # schedulers' own processes on a node
-        *(
-            "slurmstepd",
-            "slurmd",
-            "sbatchd",
-            "res",
-            "pbs_mom",
-            "sge_execd",
-            "sge_shepherd",
-            "condor_starter",
-            "condor_startd",
-        ),
-        *("condor_master", "flux-broker", "flux-shell", "palsd", "apinit"),
-    }
-)
+        "slurmstepd slurmd sbatchd res pbs_mom sge_execd sge_shepherd condor_starter condor_startd condor_master "
+        "flux-broker flux-shell palsd apinit"
+    ).split()
+) | {"tmux: server"}
 # Servers written in a language whose interpreter is all that the kernel shows: known by the script they run.
 MANAGER_SCRIPTS: Final = frozenset(
     {"jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyterhub", "jupyterhub-singleuser", "jupyter", "supervisord"}

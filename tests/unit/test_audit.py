@@ -28,7 +28,7 @@ FILES = {f"{folder}/{name:03}.txt": f"{folder} {name}" for folder in ("test", "t
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Repository:
-    """Two versions of a dataset (in the second one file moved and one changed), and another dataset of some of its files."""
+    """Two versions of a dataset (in the second a file moved and one changed), and another dataset of some of its files."""
     repository = Repository.init(MemoryStore(), str(tmp_path / "cache"))
     source = tmp_path / "source"
     for name, text in FILES.items():
@@ -259,7 +259,7 @@ def test_runs_are_found_by_their_first_letters(repository, writer):
     writer.record("slurm-main-18")
     audit = Audit(repository)
     assert audit.run("slurm-main-17").run == "slurm-main-17"
-    with pytest.raises(RefNotFound, match="slurm-main-17, slurm-main-18|slurm-main-18, slurm-main-17"):
+    with pytest.raises(RefNotFound, match=r"slurm-main-17, slurm-main-18|slurm-main-18, slurm-main-17"):
         audit.run("slurm")
     with pytest.raises(RefNotFound):
         audit.run("nothing")

@@ -14,7 +14,7 @@ from typing import Final
 
 from vault.errors import SourceChanged, SourceUnreadable, SpecialFile, UsageError
 from vault.format.tree import DEPTH_MAX, NAME_LENGTH_MAX
-from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_excluded, parse_rules
+from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_excluded, parse_ignore_file, parse_rules
 
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a FIFO
 _SPECIAL: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFBLK: "block device", stat.S_IFCHR: "device"}
@@ -99,7 +99,6 @@ class Walk:
 
         Raises:
             SourceUnreadable: there is no such folder or file.
-            UsageError: a pattern cannot be understood.
         """
         self._source = os.path.abspath(source)
         self._strongest = parse_rules(exclude)
@@ -316,7 +315,7 @@ def _ignore_file(directory: int, path: bytes) -> tuple[RuleSet, ...]:
         os.close(descriptor)
     if len(data) > IGNORE_FILE_SIZE_MAX:
         raise UsageError(f"{os.fsdecode(path + IGNORE_FILE)} is larger than {IGNORE_FILE_SIZE_MAX} bytes")
-    return (parse_rules(data.splitlines(), path),)
+    return (parse_ignore_file(data, path),)
 
 
 def _inode(status: os.stat_result) -> tuple[int, int]:

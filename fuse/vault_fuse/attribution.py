@@ -1,7 +1,7 @@
 """Whose read is it: one decision over one captured process. docs/explanation/whose-read-is-it.md gives the reasons.
 
 Order: VAULTFS_RUN; the scheduler's control group, then its variables; the pod; launchers' variables; else the root of the
-process tree below the session or service manager. The first that speaks names the run; what others say is kept beside it.
+process tree in its session, below the service manager. The first that speaks names the run; what others say is kept.
 Pure but for `known`, which answers from the spool's register of processes. Threads: pure.
 """
 
@@ -26,7 +26,7 @@ from vault_fuse.launchers import (
 )
 from vault_fuse.proc import RUN_VARIABLE, Process, Sighting
 from vault_fuse.process_class import class_of
-from vault_fuse.process_tree import find_root
+from vault_fuse.process_tree import find_root, find_session_root
 
 ATTEMPT_VARIABLE: Final = "VAULTFS_ATTEMPT"
 RUN_ID_LENGTH_MAX: Final = 128
@@ -62,9 +62,12 @@ def attribute(
             children of an orphan, whose root has ended, with the run that they began in.
     """
     tree = sighting.chain[: find_root(sighting.chain) + 1]
+    own_session = sighting.chain[: find_session_root(sighting.chain) + 1]
     claims = [claim for rule in (*SCHEDULERS, *CONTAINERS, *FRAMEWORKS) if (claim := rule(sighting, host))]
     explicit = explicit_claim(sighting, host)
-    claim = explicit or (claims[0] if claims else Claim("process tree", tree_run(host, tree[-1].key), is_tree=True))
+    claim = explicit or (claims[0] if claims else Claim("process tree", tree_run(host, own_session[-1].key), is_tree=True))
+    if not explicit and not claims:
+        tree = own_session
     run = claim.run
     if explicit:
         tree = tree[: sighting.named_above + 1]

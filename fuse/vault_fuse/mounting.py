@@ -1,31 +1,36 @@
-"""Puts a mount together: store, state, spool, workers, shipper. What `vault mount` runs once its options are known.
+"""Puts a mount together: store, private state, spool, engine. What `vault mount` runs once its options are known.
 
-Everything that a fork must not inherit (LMDB, open maps, threads) is made in the workers. Threads: one.
+    direct   our own conversation with /dev/fuse: workers that can be replaced, passthrough (engine_direct.py)
+    fusepy   libfuse through fusepy, one process: for kernels that the direct engine does not speak with (engine_fusepy.py)
+
+Both show the same namespace and views and record with the same recorder. Threads: one; forks come before any.
 """
 
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from vault.clock import now_ns
-from vault.errors import MountError, VaultError
+from vault.errors import MountError, UsageError
 from vault.repo.repository import Repository
-from vault.repo.spool import create_spool
+from vault.repo.spool import Spool, create_spool
 from vault.stores.base import Store
 from vault_fuse import device as fuse_device
-from vault_fuse.nodes import NodeTable
 from vault_fuse.recorder import Recorder
-from vault_fuse.requests import OpenRecorder, Requests
-from vault_fuse.shipper import ship
-from vault_fuse.statistics import Statistics
+from vault_fuse.requests import OpenRecorder
 from vault_fuse.status_files import MountFacts
-from vault_fuse.supervisor import Abilities, Supervisor, answer_init, default_workers
-from vault_fuse.worker import serve
 
 logger = logging.getLogger(__name__)
+
+DIRECT: Final = "direct"
+FUSEPY: Final = "fusepy"
+ENGINES: Final = (DIRECT, FUSEPY)
+_KERNEL_MIN: Final = (5, 4)  # the protocol that wire.py speaks, 7.31
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,31 @@ class MountOptions:
     """What a user may choose."""
 
     path: str
+    engine: str = DIRECT
     allow_other: bool = True
     workers: int = 0  # 0: as many as suit the machine
     record: bool = True  # only benchmarks turn it off, to know what it costs
+
+
+@dataclass(frozen=True, slots=True)
+class MountParts:
+    """What an engine needs. Everything that a fork must not inherit (LMDB, open maps) is opened by who uses it."""
+
+    open_store: Callable[[], Store]
+    cache_root: str
+    options: MountOptions
+    facts: MountFacts
+    state_dir: str  # private to this mount, gone with it
+    spool: Spool | None
+    started_ns: int
+
+    def open_repository(self) -> Repository:
+        """Open the repository anew: once in each process."""
+        return Repository.open(self.open_store(), self.cache_root)
+
+    def recorder(self, worker: int) -> OpenRecorder:
+        """Return what records opens, for one worker."""
+        return _NoRecorder() if self.spool is None else Recorder(self.spool.folder, worker)
 
 
 class _NoRecorder:
@@ -43,6 +70,34 @@ class _NoRecorder:
 
     def opened(self, *_: object) -> None:
         """Do nothing."""
+
+
+def choose_engine(requested: str) -> str:
+    """Return the engine to use: the requested one, or the direct one where it can run.
+
+    Raises:
+        UsageError: there is no such engine, or it cannot run on this system.
+    """
+    if requested not in ("", *ENGINES):
+        raise UsageError(f"there is no engine {requested!r}: choose one of {', '.join(ENGINES)}")
+    missing = direct_missing()
+    if requested == DIRECT and missing:
+        raise UsageError(f"the direct engine cannot run here: {missing}; use --engine fusepy")
+    return requested or (FUSEPY if missing else DIRECT)
+
+
+def direct_missing() -> str:
+    """Return what keeps the direct engine from running on this system, or ""."""
+    if sys.platform != "linux":
+        return f"it speaks with Linux, not with {sys.platform}"
+    if sys.byteorder != "little":
+        return "this machine is big-endian"
+    release = os.uname().release
+    try:
+        version = tuple(int("".join(filter(str.isdigit, part)) or 0) for part in release.split(".")[:2])
+    except ValueError:
+        return ""
+    return f"Linux {release} is older than {'.'.join(map(str, _KERNEL_MIN))}" if version < _KERNEL_MIN else ""
 
 
 def check_mountpoint(path: str) -> str:
@@ -86,54 +141,23 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
     """
     repository = Repository.open(open_store(), cache_root)
     path = check_mountpoint(options.path)
-    workers = options.workers or default_workers()
-    os.makedirs(os.path.join(repository.cache_dir, "mounts"), mode=0o700, exist_ok=True)
-    state_dir = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=os.path.join(repository.cache_dir, "mounts"))
-    statistics = Statistics(workers)
-    facts = MountFacts(repository.store.url, "direct", os.getpid())
-    started_ns = now_ns()
+    mounts = os.path.join(repository.cache_dir, "mounts")
+    os.makedirs(mounts, mode=0o700, exist_ok=True)
+    state_dir = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=mounts)
     spool = None
     if options.record:
         spool_root = os.path.join(repository.cache_dir, "spool")
         spool = create_spool(spool_root, store_id=repository.config.store, mountpoint=path)
-    device = fuse_device.mount(path, repository.store.url, allow_other=options.allow_other)
-
-    def worker_main(own_device: int, worker: int, abilities: Abilities) -> int:
-        recorder: OpenRecorder = Recorder(spool.folder, worker) if spool is not None else _NoRecorder()
-        requests = Requests(
-            own_device,
-            Repository.open(open_store(), cache_root),
-            NodeTable(state_dir),
-            recorder,
-            statistics,
-            worker,
-            facts,
-            passthrough=abilities.passthrough,
-            started_ns=started_ns,
-        )
-        return serve(own_device, requests, statistics, worker)
-
+    facts = MountFacts(repository.store.url, options.engine, os.getpid())
+    parts = MountParts(open_store, cache_root, options, facts, state_dir, spool, now_ns())
     try:
-        supervisor = Supervisor(
-            device=device,
-            path=path,
-            workers=workers,
-            statistics=statistics,
-            worker_main=worker_main,
-            shipper_main=(lambda: ship(open_store, spool.folder)) if spool is not None else None,
-            abilities=answer_init(device),
-        )
-        supervisor.run(ready)
-    except BaseException:
-        _take_away(path)
-        raise
+        if options.engine == FUSEPY:
+            from vault_fuse.engine_fusepy import run_fusepy
+
+            run_fusepy(parts, path, ready)
+        else:
+            from vault_fuse.engine_direct import run_direct
+
+            run_direct(parts, path, ready)
     finally:
         shutil.rmtree(state_dir, ignore_errors=True)
-
-
-def _take_away(path: str) -> None:
-    """Unmount after a failure; what goes wrong here would hide the reason for it."""
-    try:
-        fuse_device.unmount(path, lazy=True)
-    except (OSError, VaultError) as error:
-        logger.debug("unmount %s: %s", path, error)

@@ -35,6 +35,7 @@ MANAGERS: Final = frozenset(
 MANAGER_SCRIPTS: Final = frozenset(
     {"jupyter-lab", "jupyter-notebook", "jupyter-server", "jupyterhub", "jupyterhub-singleuser", "jupyter", "supervisord"}
 )
+_PARTS_OF_THEIR_PARENT: Final = frozenset({"ipykernel_launcher", "ipykernel"})
 _INTERPRETERS: Final = ("python", "pypy", "node")
 _VALUE_OPTIONS: Final = frozenset({"--rcfile", "--init-file", "-o", "-O", "+O", "--init-command", "-C"})
 
@@ -77,6 +78,22 @@ def find_root(chain: Sequence[Process]) -> int:
         if is_manager(chain[index]) or is_interactive_shell(chain[index]):
             return index - 1
     return len(chain) - 1
+
+
+def find_session_root(chain: Sequence[Process]) -> int:
+    """Return the index in chain where the run of a process begins that no launcher speaks for.
+
+    As `find_root`, but not above a session leader: whoever starts something in a session of its own (a build server, an
+    agent, `setsid`) does not mean it as a part of itself. Launchers do so with their workers, and are asked before; a
+    notebook's kernel belongs to the program that runs the notebook.
+    """
+    root = find_root(chain)
+    for index in range(root):
+        process = chain[index]
+        leads = process.session == process.pid and chain[index + 1].session != process.session
+        if leads and script_name(process.command) not in _PARTS_OF_THEIR_PARENT:
+            return index
+    return root
 
 
 def script_name(command: Sequence[str]) -> str:

@@ -23,13 +23,14 @@ _MODES: Final = (0, 0o100444, 0o100555, 0o040555, 0o120777)  # by Kind
 class Slot:
     """One version, open. Its attributes never change."""
 
-    __slots__ = ("_tail", "_times", "base", "key", "ref", "view")
+    __slots__ = ("_tail", "_times", "base", "key", "ref", "time_ns", "view")
 
     def __init__(self, number: int, ref: str, view: SnapshotView, time_ns: int, owner: tuple[int, int]) -> None:
         self.key = number
         self.base = number << SLOT_SHIFT
         self.ref = ref
         self.view = view
+        self.time_ns = time_ns
         seconds, nanoseconds = divmod(time_ns, 10**9)
         self._times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
         self._tail = (*owner, 0, _BLOCK, 0)

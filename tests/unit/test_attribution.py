@@ -135,6 +135,17 @@ def test_children_of_an_orphan_stay_with_its_run():
     assert identify([process(13, 11), process(11, 1), init]).run != whole.run
 
 
+def test_what_is_started_in_a_session_of_its_own_is_a_run_of_its_own():
+    init = Process(1, 0, 1, "systemd", "/sbin/init")
+    agent = dataclasses.replace(process(10, 1, "java"), session=10)
+    first, second = (dataclasses.replace(process(pid, 10, "bash"), session=pid) for pid in (20, 30))
+    train = dataclasses.replace(process(21, 20), session=20)
+    loader = dataclasses.replace(process(22, 21), session=20)
+    assert identify([train, first, agent, init]).root.pid == 20
+    assert identify([loader, train, first, agent, init]).run == identify([first, agent, init]).run
+    assert identify([second, agent, init]).run != identify([first, agent, init]).run
+
+
 def test_what_a_manager_above_belongs_to_is_not_inherited():
     init = Process(1, 0, 1, "systemd", "/sbin/init")
     assert identify([process(13, 11), process(11, 1, "tmux"), init], p11="somebody-s").run.startswith("adhoc-")

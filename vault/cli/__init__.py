@@ -1,1 +1,1 @@
-"""The command line: arguments, environment, printing."""
+"""The command `vault`: arguments, printing, exit codes. What it does is vault.api's; nothing here knows formats."""

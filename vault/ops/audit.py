@@ -126,13 +126,19 @@ class Audit:
         if number is None:
             raise RefNotFound(str(ref), "path")
         if content:
-            yield from self._readers_of_content(view, number)
+            entry = view.attributes(number)
+            numbers = range(number, number + 1) if entry.is_file else view.below(number)
+            yield from self._readers_of_contents({e.digest for n in numbers if (e := view.attributes(n)).is_file})
         elif not number:
             for source in self._index.sources():
                 if source.snapshot == snapshot:
                     yield from self._whole(source)
         else:
             yield from self._readers_of_entry(view, number, ref.path)
+
+    def readers_of_content(self, content: Digest) -> Iterator[Read]:
+        """Yield who opened a file with this content, by any name in any snapshot that a run has read."""
+        return self._readers_of_contents({content})
 
     def opened_files(self, run: Run) -> Iterator[OpenedFile]:
         """Yield every file that a run opened, in the order of the tree.
@@ -172,14 +178,10 @@ class Audit:
             opens = counts.times(number) if entry.is_file else None
             yield from self._part(source, path, counts.opened(numbers), total, opens)
 
-    def _readers_of_content(self, view: SnapshotView, number: int) -> Iterator[Read]:
-        """Yield who opened files with the bytes of these, by any name in any snapshot that was read."""
+    def _readers_of_contents(self, contents: set[Digest]) -> Iterator[Read]:
         sources = list(self._index.sources())
         for snapshot in {source.snapshot for source in sources}:
             self._learn(snapshot)
-        entry = view.attributes(number)
-        numbers = range(number, number + 1) if entry.is_file else view.below(number)
-        contents = {found.digest for n in numbers if (found := view.attributes(n)).is_file}
         places = self._index.places_of(contents)
         for source in sources:
             here = places.get(source.snapshot, [])

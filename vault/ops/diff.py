@@ -28,6 +28,14 @@ class Change:
     new: Entry | None
 
 
+def diff_entries(trees: TreeReader, old: Entry, new: Entry) -> Iterator[Change]:
+    """Yield what turns one entry into the other, their own names left aside: paths are below them. Raises as below."""
+    if old.kind == new.kind == Kind.DIRECTORY:
+        yield from diff_snapshots(trees, old.digest, new.digest)
+    elif (old.kind, old.digest) != (new.kind, new.digest):
+        yield Change(ChangeKind.CHANGED, b"", old, new)
+
+
 def diff_snapshots(trees: TreeReader, old: Digest, new: Digest) -> Iterator[Change]:
     """Yield what turns one snapshot into the other, in path order of each directory.
 

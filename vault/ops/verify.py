@@ -21,11 +21,14 @@ from vault.format.pack import (
     PackIndex,
     decode_index,
 )
+from vault.format.readset import decode_readset
+from vault.format.records import RecordEntry, run_journal
 from vault.format.tree import Entry, Kind, LeafPage, Totals, check_leaf, sum_totals
 from vault.ids import Digest, parse_digest
 from vault.progress import SILENT, Progress
 from vault.repo.objects import ObjectLocation, ObjectReader
 from vault.repo.repository import Repository
+from vault.repo.runs import Runs
 from vault.repo.trees import TreeReader
 
 _BLOCK: Final = 8 << 20
@@ -58,6 +61,7 @@ class VerifyResult:
     maps: int = 0
     datasets: int = 0
     versions: int = 0
+    runs: int = 0
     files: int = 0
     read_bytes: int = 0
     problems: int = 0
@@ -92,7 +96,7 @@ class Verification:
 
     def __iter__(self) -> Iterator[Problem]:
         """Check everything once."""
-        for check in (self._stored_files, self._maps, self._versions):
+        for check in (self._stored_files, self._maps, self._versions, self._runs):
             for problem in check():
                 self.result.problems += 1
                 yield problem
@@ -129,6 +133,24 @@ class Verification:
                 ref = f"{name}@v{version.number}"
                 yield from _check_tree(self._state, with_objects, ref, version.snapshot)
         with_objects.close()
+
+    def _runs(self) -> Iterator[Problem]:
+        """Check the journals of all runs: their chains, and that read sets decode."""
+        repository = self._state.repository
+        runs = Runs(repository.store)
+        seen = set()
+        for run, writer in sorted(runs.journals()):
+            if run not in seen:
+                seen.add(run)
+                self.result.runs += 1
+                self._state.report("runs")
+            try:
+                for _, entry in runs.follow(run, writer, check_end=True):
+                    if isinstance(entry, RecordEntry):
+                        for reads in entry.reads:
+                            decode_readset(reads.delta, reads.entries_total)
+            except VaultError as error:
+                yield Problem(ProblemKind.JOURNAL, run_journal(run, writer), str(error))
 
 
 def _check_packs(state: _State, data: bool) -> Iterator[Problem]:

@@ -86,9 +86,11 @@ class Runs:
                 last[run, parts[2]] = max(number, last.get((run, parts[2]), 0))
         return last
 
-    def follow(self, run: RunId, writer: str, after: Position = START) -> Iterator[tuple[Position, Entry]]:
-        """Yield the entries of one journal after a position, their chain verified. Raises as Journal.follow."""
-        return Journal(self._store, run_journal(run, writer), RUN_KINDS).follow(after)
+    def follow(
+        self, run: RunId, writer: str, after: Position = START, *, check_end: bool = False
+    ) -> Iterator[tuple[Position, Entry]]:
+        """Yield the entries of one journal after a position, their chain verified. Arguments, errors: Journal.follow."""
+        return Journal(self._store, run_journal(run, writer), RUN_KINDS).follow(after, check_end=check_end)
 
     def load(self, run: RunId) -> tuple[Run, dict[tuple[Digest, str], ReadCounts]]:
         """Return a run, and how often it opened each entry, by snapshot and ref. Reads all its journals.

@@ -1,0 +1,143 @@
+"""`vault mount` and `vault umount`."""
+
+import os
+import sys
+import time
+from typing import Final
+
+import click
+
+from vault.cli.commands import examples
+from vault.cli.options import Session, session_options
+from vault.errors import MountError
+from vault.repo.liveness import is_alive, start_ticks
+from vault.repo.repository import Repository
+from vault.stores.registry import open_store
+from vault_fuse import device as fuse_device
+from vault_fuse.background import run_in_background
+from vault_fuse.mounting import ENGINES, MountOptions, check_mountpoint, choose_engine, run_mount
+from vault_fuse.users import users_of
+
+_END_TIMEOUT_S: Final = 20.0
+_USERS_NAMED_MAX: Final = 5
+
+
+@click.command(
+    epilog=examples(
+        "vault mount /vault",
+        "vault mount --foreground ~/mnt",
+        "ls /vault/imagenet@v2; cat /vault/.vault/health",
+    )
+)
+@click.argument("path", metavar="DIR", type=click.Path())
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
+@click.option("--engine", type=click.Choice([*ENGINES]), default=None, help="How to mount.  [env: VAULTFS_ENGINE]")
+@click.option("--log", metavar="FILE", default="", help="Where a mount in the background writes what it has to say.")
+@click.option("--workers", type=click.IntRange(1, 8), default=None, help="Processes that answer requests.")
+@click.option(
+    "--allow-other/--no-allow-other",
+    default=None,
+    help="Let other users read too: always so for root; others need 'user_allow_other' in /etc/fuse.conf.",
+)
+@session_options
+def mount(
+    session: Session,
+    path: str,
+    foreground: bool,
+    engine: str | None,
+    log: str,
+    workers: int | None,
+    allow_other: bool | None,
+) -> None:
+    """Show every version of every dataset below the empty folder DIR, and record who reads what.
+
+    DIR/imagenet@v2/… is a version, DIR/imagenet@latest and labels are symlinks to one; new versions appear by
+    themselves. Everything is read-only. Returns when the mount answers.
+    """
+    url = open_store(session.store).url  # absolute: the mount runs in another folder
+    repository = Repository.open(open_store(url), session.cache_dir)
+    options = MountOptions(
+        path=check_mountpoint(path),
+        engine=choose_engine(engine or session.engine),
+        allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
+        workers=workers or 0,
+    )
+    log = os.path.abspath(log or _default_log(repository.cache_dir, options.path))
+    cache_dir = session.cache_dir
+    record = {"path": options.path, "engine": options.engine, "store": url}
+    text = f"{url} is mounted on {options.path}"
+    if foreground:
+
+        def say() -> None:
+            session.out.summary({**record, "pid": os.getpid()}, text)
+            sys.stdout.flush()
+
+        run_mount(lambda: open_store(url), cache_dir, options, say)
+        return
+    pid = run_in_background(
+        lambda ready: run_mount(lambda: open_store(url), cache_dir, options, ready), path=options.path, log=log
+    )
+    session.out.summary({**record, "pid": pid, "log": log}, text)
+
+
+@click.command(epilog=examples("vault umount /vault", "vault umount --lazy /vault"))
+@click.argument("path", metavar="DIR", type=click.Path())
+@click.option("-l", "--lazy", is_flag=True, help="Take it out of sight now; it ends when its last user does.")
+@session_options
+def umount(session: Session, path: str, lazy: bool) -> None:
+    """Take the mount on DIR away, after writing what is on record to the store.
+
+    Refuses while something below DIR is in use, and says by whom.
+    """
+    path = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path.rstrip("/")))
+    entry = fuse_device.find_mount(path)
+    if entry is None or entry.fs_type != fuse_device.FS_TYPE:
+        raise MountError(path, "no vault is mounted here" + _mounted_elsewhere())
+    supervisor = _supervisor_of(path)
+    try:
+        fuse_device.unmount(path, lazy=lazy)
+    except OSError as error:
+        if error.errno == 16:  # EBUSY
+            raise MountError(path, f"is in use by {_users_text(path)}; end them, or use --lazy") from error
+        raise MountError(path, f"cannot be unmounted: {error.strerror}") from error
+    if supervisor and not lazy and not _wait_for_end(*supervisor):
+        session.out.note(f"process {supervisor[0]} is still writing what it has on record")
+    session.out.summary({"path": path, "lazy": lazy}, f"{path} is unmounted")
+
+
+def _default_log(cache_dir: str, path: str) -> str:
+    return os.path.join(cache_dir, "log", f"mount-{path.strip('/').replace('/', '-') or 'root'}.log")
+
+
+def _mounted_elsewhere() -> str:
+    paths = [entry.path for entry in fuse_device.mounts() if entry.fs_type == fuse_device.FS_TYPE]
+    return f"; there is one on {', '.join(paths[:_USERS_NAMED_MAX])}" if paths else ""
+
+
+def _supervisor_of(path: str) -> tuple[int, int] | None:
+    """Return process ID and start ticks of the mount's first process, or None if it does not say."""
+    try:
+        with open(os.path.join(path, ".vault", "pid"), encoding="ascii") as file:
+            pid = int(file.read(32))
+    except (OSError, ValueError):
+        return None
+    ticks = start_ticks(pid)
+    return None if ticks is None else (pid, ticks)
+
+
+def _users_text(path: str) -> str:
+    users = users_of(path)
+    if not users:
+        return "a process that cannot be seen from here"
+    names = [f"{user.name} (process {user.pid}: {user.what})" for user in users[:_USERS_NAMED_MAX]]
+    more = len(users) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
+def _wait_for_end(pid: int, ticks: int) -> bool:
+    until_s = time.monotonic() + _END_TIMEOUT_S
+    while is_alive(pid, ticks):
+        if time.monotonic() > until_s:
+            return False
+        time.sleep(0.01)
+    return True

@@ -1,0 +1,64 @@
+"""The direct engine: a device, workers that answer on it, a shipper, and the supervisor above them.
+
+Threads: one in each process; everything that does not survive a fork is made in the workers.
+"""
+
+import logging
+from collections.abc import Callable
+
+from vault.errors import VaultError
+from vault_fuse import device as fuse_device
+from vault_fuse.mounting import MountParts
+from vault_fuse.nodes import NodeTable
+from vault_fuse.requests import Requests
+from vault_fuse.shipper import ship
+from vault_fuse.statistics import Statistics
+from vault_fuse.supervisor import Abilities, Supervisor, answer_init, default_workers
+from vault_fuse.worker import serve
+
+logger = logging.getLogger(__name__)
+
+
+def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
+    """Mount on path and serve until the mount is taken away. See `vault_fuse.mounting.run_mount`."""
+    workers = parts.options.workers or default_workers()
+    statistics = Statistics(workers)
+    device = fuse_device.mount(path, parts.facts.store, allow_other=parts.options.allow_other)
+
+    def worker_main(own_device: int, worker: int, abilities: Abilities) -> int:
+        requests = Requests(
+            own_device,
+            parts.open_repository(),
+            NodeTable(parts.state_dir),
+            parts.recorder(worker),
+            statistics,
+            worker,
+            parts.facts,
+            passthrough=abilities.passthrough,
+            started_ns=parts.started_ns,
+        )
+        return serve(own_device, requests, statistics, worker)
+
+    spool = parts.spool
+    try:
+        supervisor = Supervisor(
+            device=device,
+            path=path,
+            workers=workers,
+            statistics=statistics,
+            worker_main=worker_main,
+            shipper_main=(lambda: ship(parts.open_store, spool.folder)) if spool is not None else None,
+            abilities=answer_init(device),
+        )
+        supervisor.run(ready)
+    except BaseException:
+        _take_away(path)
+        raise
+
+
+def _take_away(path: str) -> None:
+    """Unmount after a failure; what goes wrong here would hide the reason for it."""
+    try:
+        fuse_device.unmount(path, lazy=True)
+    except (OSError, VaultError) as error:
+        logger.debug("unmount %s: %s", path, error)

@@ -1,0 +1,35 @@
+"""`vault checkout`."""
+
+import click
+
+from vault.cli.commands import examples
+from vault.cli.options import Session, complete_ref, session_options
+from vault.cli.output import count_text, size_text
+
+
+@click.command(
+    epilog=examples("vault checkout imagenet@v2 ./imagenet-v2", "vault checkout imagenet@v2/labels.csv labels.csv")
+)
+@click.argument("ref", shell_complete=complete_ref)
+@click.argument("target", metavar="DIR", type=click.Path(path_type=bytes))
+@session_options
+def checkout(session: Session, ref: str, target: bytes) -> None:
+    """Copy REF into the new or empty folder DIR as ordinary files, every byte verified.
+
+    Nothing appears under DIR until all of it is there. To read without a copy, use 'vault mount'.
+    """
+    vault, out = session.open(), session.out
+    with out.progress() as progress:
+        done = vault.checkout(ref, target, progress=progress)
+    out.summary(
+        {
+            "ref": ref,
+            "target": target.decode(errors="surrogateescape"),
+            "files": done.files,
+            "directories": done.directories,
+            "symlinks": done.symlinks,
+            "bytes": done.size_bytes,
+            "elapsed_s": round(out.elapsed_s, 3),
+        },
+        f"{count_text(done.files, 'file')}, {size_text(done.size_bytes)} in {target.decode(errors='backslashreplace')}",
+    )

@@ -1,0 +1,53 @@
+"""`vault log`."""
+
+import click
+
+from vault.cli.commands import examples
+from vault.cli.options import Session, complete_dataset, session_options
+from vault.cli.output import count_text, digest_text, size_text, time_text
+from vault.repo.datasets import Dataset, Version
+
+
+@click.command(epilog=examples("vault log imagenet", "vault log imagenet -n 5 --json"))
+@click.argument("dataset", shell_complete=complete_dataset)
+@click.option("-n", "--number", type=click.IntRange(min=1), default=None, help="Show the newest N versions only.")
+@session_options
+def log(session: Session, dataset: str, number: int | None) -> None:
+    """List the versions of DATASET, newest first, with who made them, when and why."""
+    found = session.open().dataset(dataset)
+    shown = found.versions[::-1][:number]
+    for version in shown:
+        session.out.answer("version", version_record(found, version), _text(found, version))
+    session.out.summary({"dataset": found.name, "versions": len(found.versions)})
+
+
+def version_record(dataset: Dataset, version: Version) -> dict[str, object]:
+    """Return what is known of a version, for JSON."""
+    return {
+        "dataset": dataset.name,
+        "version": version.number,
+        "ref": f"{dataset.name}@v{version.number}",
+        "snapshot": version.snapshot.hex(),
+        "parents": [parent.hex() for parent in version.parents],
+        "author": version.author,
+        "message": version.message,
+        "time": version.time,
+        "files": version.files,
+        "bytes": version.size_bytes,
+        "labels": labels_of(dataset, version),
+        "run": version.run,
+    }
+
+
+def labels_of(dataset: Dataset, version: Version) -> list[str]:
+    """Return the labels on a version, `latest` first if it is that."""
+    latest = ["latest"] if version.number == len(dataset.versions) else []
+    return latest + sorted(label for label, number in dataset.labels.items() if number == version.number)
+
+
+def _text(dataset: Dataset, version: Version) -> str:
+    labels = ", ".join(labels_of(dataset, version))
+    head = f"{dataset.name}@v{version.number}" + (f" ({labels})" if labels else "")
+    size = f"{count_text(version.files, 'file')}  {size_text(version.size_bytes)}"
+    line = f"{head}  {digest_text(version.snapshot)}  {time_text(version.time)}  {version.author}  {size}"
+    return "\n".join([line, *(f"    {part}" for part in version.message.splitlines())])

@@ -1,0 +1,141 @@
+"""`vault runs`."""
+
+import click
+
+from vault.cli.commands import examples
+from vault.cli.options import Session, complete_dataset, session_options
+from vault.cli.output import command_text, count_text, time_text
+from vault.clock import now_ns, parse_time
+from vault.errors import UsageError
+from vault.format.records import ProcessClass
+from vault.repo.runs import Input, Run
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vault.ops.audit import Audit
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+@click.command(
+    epilog=examples(
+        "vault runs", "vault runs --dataset imagenet --since 7d", "vault runs --class training --user anna --json"
+    )
+)
+@click.option("--dataset", default="", help="Runs that opened files of this dataset.", shell_complete=complete_dataset)
+@click.option("--user", default="", help="Runs of this user.")
+@click.option("--host", default="", help="Runs that were seen on this host.")
+@click.option("--since", default="", metavar="TIME", help="Runs seen since then: 7d, 12h, 2026-11-01, 2026-11-01T12:00.")
+@click.option(
+    "--class",
+    "classes",
+    multiple=True,
+    type=click.Choice([str(kind) for kind in ProcessClass]),
+    help="Runs of this kind of program. Can be repeated.",
+)
+@click.option("-n", "--number", type=click.IntRange(min=1), default=None, help="Show the newest N runs only.")
+@session_options
+def runs(
+    session: Session, dataset: str, user: str, host: str, since: str, classes: tuple[str, ...], number: int | None
+) -> None:
+    """List the runs that read through a mount, newest first, with what they opened.
+
+    Nothing has to be declared: whatever opens a file below a mount is on record. Shells, indexers and backups are,
+    too; --class training leaves them out.
+    """
+    from vault.ops.audit import Filter
+
+    wanted = Filter(
+        dataset=dataset,
+        user=user,
+        host=host,
+        since_ns=parse_since(since),
+        classes=frozenset(map(ProcessClass, classes)),
+    )
+    audit = session.open().open_audit()
+    count = 0
+    for run in audit.runs(wanted):
+        if number is not None and count == number:
+            break
+        count += 1
+        session.out.answer("run", run_record(audit, run), _text(audit, run))
+    session.out.summary({"runs": count})
+    if not count:
+        session.out.note("no runs on record; programs that read below a mount appear here by themselves")
+
+
+def run_record(audit: "Audit", run: Run) -> dict[str, object]:
+    """Return what is known of a run, for JSON."""
+    return {
+        "run": run.run,
+        "command": list(run.command),
+        "user": run.user,
+        "host": run.host,
+        "started": run.started,
+        "ended": None if run.open_in else run.ended,
+        "last_seen": run.last_seen,
+        "class": str(run.process_class),
+        "identity": run.identity,
+        "executable": run.executable,
+        "cwd": run.cwd,
+        "users": list(run.users),
+        "hosts": list(run.hosts),
+        "attempts": run.attempts,
+        "processes": run.processes,
+        "details": run.details,
+        "trackers": run.trackers,
+        "gaps": list(run.gaps),
+        "inputs": [_input_record(audit, used) for used in run.inputs],
+    }
+
+
+def opened_text(opened: int, total: int | None) -> str:
+    """Return how many files were opened, of how many."""
+    return f"{opened:,} of {'?' if total is None else f'{total:,}'} files opened"
+
+
+def when_text(run: Run) -> str:
+    """Return when a run was, for people."""
+    started = time_text(run.started)
+    if run.open_in:
+        return f"{started}, going on"
+    ended = time_text(run.ended or run.last_seen)
+    return started if ended == started else f"{started} to {ended.removeprefix(started[:11])}"
+
+
+def parse_since(text: str) -> int:
+    """Return nanoseconds since 1970 for 7d, 12h, 2026-11-01 or 2026-11-01T12:00; 0 for an empty text.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    if not text:
+        return 0
+    if text[:-1].isdigit() and text[-1] in _UNITS_S:
+        return now_ns() - int(text[:-1]) * _UNITS_S[text[-1]] * 10**9
+    try:
+        return parse_time(text)
+    except ValueError:
+        raise UsageError(f"--since {text}: give 7d, 12h, 30m, a date or a time such as 2026-11-01T12:00") from None
+
+
+def _input_record(audit: "Audit", used: Input) -> dict[str, object]:
+    return {
+        "snapshot": used.snapshot.hex(),
+        "ref": used.ref,
+        "files_opened": used.opened,
+        "files_total": audit.files_total(used),
+        "first_open": used.first_open,
+        "last_open": used.last_open,
+    }
+
+
+def _text(audit: "Audit", run: Run) -> str:
+    host = run.host if len(run.hosts) < 2 else f"{len(run.hosts)} hosts"
+    more = [count_text(run.processes, "process")] if run.processes > 1 else []
+    more += [f"{run.attempts} attempts"] if run.attempts > 1 else []
+    head = f"{run.run}  {when_text(run)}  {run.user}@{host}  {', '.join([str(run.process_class), *more])}"
+    lines = [head, f"    {command_text(run.command)}"]
+    lines += [f"    {used.ref}  {opened_text(used.opened, audit.files_total(used))}" for used in run.inputs]
+    lines += [f"    not seen: {gap}" for gap in run.gaps]
+    return "\n".join(lines)

@@ -1,0 +1,74 @@
+"""The table of commands: name -> where it is, and a line of help. Commands are imported when they are used.
+
+`vault mount` and its like live above the command line's own layer: they are named here as text, so no import points up.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import click
+
+
+class Place(NamedTuple):
+    """Where a command is, and what it is for."""
+
+    target: str  # "module:function"
+    help: str
+
+
+COMMANDS: Final[Mapping[str, Place]] = {
+    "init": Place("vault.cli.cmd_init:init", "Make an empty store."),
+    "commit": Place("vault.cli.cmd_commit:commit", "Freeze a folder or file as a dataset's next version."),
+    "log": Place("vault.cli.cmd_log:log", "List the versions of a dataset."),
+    "ls": Place("vault.cli.cmd_ls:ls", "List datasets, or what lies in a version."),
+    "show": Place("vault.cli.cmd_show:show", "Show what is known of a version, a folder or a file."),
+    "cat": Place("vault.cli.cmd_cat:cat", "Print files of a version."),
+    "diff": Place("vault.cli.cmd_diff:diff", "Show what changed between two versions."),
+    "label": Place("vault.cli.cmd_label:label", "Put a label on a version, or take it away."),
+    "checkout": Place("vault.cli.cmd_checkout:checkout", "Copy a version into a folder of ordinary files."),
+    "mount": Place("vault_fuse.command:mount", "Show all versions as folders."),
+    "umount": Place("vault_fuse.command:umount", "Take a mount away."),
+    "runs": Place("vault.cli.cmd_runs:runs", "List the runs that read through a mount."),
+    "audit": Place("vault.cli.cmd_audit:audit", "Show who read what."),
+    "verify": Place("vault.cli.cmd_verify:verify", "Check a store and name what is damaged."),
+    "doctor": Place("vault_fuse.doctor:doctor", "Look over this machine and the store, and say what is wrong."),
+    "completion": Place("vault.cli.cmd_completion:completion", "Print what makes a shell complete commands and refs."),
+}
+
+
+class CommandTable(click.Group):
+    """A click group that imports a command when it is used; its list needs none of them."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return list(COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        place = COMMANDS.get(cmd_name)
+        if place is None:
+            return None
+        module, _, attribute = place.target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or fail with near names."""
+        if args and args[0] not in COMMANDS:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"There is no command '{args[0]}'.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands from the table alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, place.help) for name, place in COMMANDS.items()])
+
+
+def examples(*lines: str) -> str:
+    """Return the end of a command's help: how it is used. `\\b` keeps click from wrapping it."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from vault.chunking.params import ChunkingParams
-from vault.chunking.policy import PACKED_SIZE_MAX, SAMPLE_SIZE, Compressor, sample_offsets
+from vault.chunking.policy import PACKED_SIZE_MAX, SAMPLE_SIZE, sample_offsets
 from vault.errors import KeyNotFound, RefNotFound
 from vault.format.digest import digest
 from vault.format.layout import map_key
@@ -25,6 +25,7 @@ from vault.format.tree import Entry, Kind, encode_directory
 from vault.ids import Digest, RunId, check_name
 from vault.ops.source import BeginDirectory, EndDirectory, LargeSource, SourceFile, SourceSymlink, Walk, read_small
 from vault.progress import SILENT, Progress
+from vault.repo.compressor import Compressor
 from vault.repo.large_files import LargeFileWriter
 from vault.repo.maps import build_map
 from vault.repo.object_writer import ObjectWriter

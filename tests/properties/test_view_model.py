@@ -147,8 +147,8 @@ def test_the_snapshot_depends_on_nothing_but_the_tree(tree: Tree, random_: rando
         patch.setattr(commit_module, "THREADS", 1)
         patch.setattr(commit_module, "_BATCH_FILES_MAX", 1)
         patch.setattr(commit_module, "_BATCHES_IN_FLIGHT_MAX", 1)
-        patch.setattr("vault.chunking.policy.Compressor.compress_always", lambda *_: None)
-        patch.setattr("vault.chunking.policy.Compressor.is_compressible", lambda *_: False)
+        patch.setattr("vault.repo.compressor.Compressor.compress_always", lambda *_: None)
+        patch.setattr("vault.repo.compressor.Compressor.is_compressible", lambda *_: False)
         patch.setattr(commit_module, "PACKED_SIZE_MAX", 30 << 10)
         other = make_repository(MemoryStore(), f"{place}/cache2", (8 << 10, 20 << 10, 64 << 10))
         assert commit(other, root + b"/other", "e").snapshot == first

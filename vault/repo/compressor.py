@@ -1,4 +1,4 @@
-"""Compresses what is worth it (chunking/policy.py says when). Threads: one Compressor serves all, with a zstd context each."""
+"""Compresses what is worth it (chunking/policy.py says when). Threads: one serves all, with a zstd context for each."""
 
 from threading import local
 from typing import Final

@@ -1,0 +1,47 @@
+# Everything that a fresh machine needs comes with the target that needs it. Start with: make demo
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEST_PACKAGES := fuse3 libfuse2 strace git
+BENCH_PACKAGES := fuse3 libfuse2 restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
+
+.PHONY: demo test check fast bench bench-quick clean help
+.DEFAULT_GOAL := help
+
+help: ## List the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+$(VENV)/installed-%: pyproject.toml tools/require
+	tools/require python $(PYTHON)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
+	touch $@
+
+demo: $(VENV)/installed-demo ## Commit, clean, mount and train on real images; then say who read what.
+	tools/require fuse
+	$(BIN)/python -m demo
+
+test: $(VENV)/installed-dev check ## All checks and all tests.
+	tools/require packages $(TEST_PACKAGES)
+	tools/require fuse
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev ## Style, types and layers.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fast: $(VENV)/installed-dev ## The tests that need no mount and no patience.
+	$(BIN)/python -m pytest -m 'not fuse and not slow'
+
+bench: $(VENV)/installed-dev ## Vault beside its peers: writes docs/reference/performance.md (about an hour).
+	tools/require packages $(BENCH_PACKAGES)
+	$(BIN)/python -m bench --write docs/reference/performance.md
+
+bench-quick: $(VENV)/installed-dev ## The same on small trees, to the terminal (minutes).
+	tools/require packages $(BENCH_PACKAGES)
+	$(BIN)/python -m bench --quick
+
+clean: ## Remove what these targets have made.
+	rm -rf $(VENV) .demo .bench .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

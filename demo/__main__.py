@@ -1,0 +1,127 @@
+"""Tells the story with the commands that a user would type, and prints each before it runs."""
+
+import argparse
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from typing import NoReturn
+
+from demo import images
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+BIN = os.path.dirname(sys.executable)
+
+
+def main() -> None:
+    """Run the demo."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--dir", default=".demo", help="where it works; deleted first (default: .demo)")
+    story = Story(os.path.abspath(parser.parse_args().dir))
+    started_s = time.monotonic()
+    try:
+        story.tell()
+    finally:
+        story.end()
+    print(f"\nAll of this took {time.monotonic() - started_s:.0f} s. It is kept in {story.place}: look around with")
+    print(f"  export VAULTFS_STORE={story.place}/store VAULTFS_CACHE_DIR={story.place}/cache PATH={BIN}:$PATH")
+
+
+class Story:
+    """The steps of the demo, in one folder."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+        self.mountpoint = f"{place}/vault"
+        self.environment = {
+            **os.environ,
+            "VAULTFS_STORE": f"{place}/store",
+            "VAULTFS_CACHE_DIR": f"{place}/cache",
+            "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONPATH": os.path.dirname(HERE),
+        }
+
+    def tell(self) -> None:
+        """Go from a folder of images to the record of two training runs."""
+        self.end()
+        shutil.rmtree(self.place, ignore_errors=True)
+        os.makedirs(self.mountpoint)
+        say("Handwritten digits (scikit-learn's copy of the UCI set) as image files in class folders.")
+        written, wrong = images.write_digits(f"{self.place}/digits")
+        print(f"{written:,} images in {self.place}/digits; {wrong} of the training images lie in a wrong class folder,")
+        print("on purpose, as in many a downloaded dataset.")
+
+        say("Freeze the folder as it is, and again after cleaning it.")
+        self.run("vault", "init")
+        self.run("vault", "commit", "digits", "digits", "-m", "as downloaded")
+        self.run("python", f"{HERE}/clean.py", "digits")
+        self.run("vault", "commit", "digits", "digits", "-m", "doubtful images removed, wrong labels mended")
+        self.run("vault", "log", "digits")
+        self.run("vault", "diff", "--stat", "digits@v1", "digits@v2")
+
+        say("Train through the mount, once per version. The program opens files; it has never heard of Vault.")
+        self.run("vault", "mount", "vault")
+        accuracies = [self.train(version) for version in ("digits@v1", "digits@v2")]
+
+        say("Who read what? Nobody declared anything.")
+        self.run("vault", "runs", "--dataset", "digits", "--class", "training")
+        self.run("vault", "audit", f"digits@v1/{self.a_removed_image()}")
+        self.run("vault", "umount", "vault")
+
+        say("The two accuracies on the same test images")
+        for version, accuracy in zip(("digits@v1", "digits@v2"), accuracies, strict=True):
+            print(f"  {version}  {accuracy}")
+
+    def train(self, version: str) -> str:
+        """Run the training program on one version, in a session of its own as at another terminal; return its result."""
+        output = self.run("python", f"{HERE}/train.py", f"vault/{version}", own_session=True)
+        return output.strip().splitlines()[-1]
+
+    def a_removed_image(self) -> str:
+        """Return the path of an image that only the first version has."""
+        output = self.capture("vault", "diff", "--name-only", "digits@v1", "digits@v2")
+        return next(line for line in output.splitlines() if line.startswith("train/"))
+
+    def run(self, *command: str, own_session: bool = False) -> str:
+        """Print a command and its output; return the output. Ends the demo if it fails."""
+        shown = [os.path.relpath(word, os.path.dirname(HERE)) if word.startswith(HERE) else word for word in command]
+        print(f"$ {shlex.join(shown)}", flush=True)
+        done = subprocess.run(
+            command, cwd=self.place, env=self.environment, stdout=subprocess.PIPE, text=True, check=False,
+            start_new_session=own_session,
+        )  # fmt: skip
+        print(done.stdout, end="", flush=True)
+        if done.returncode:
+            give_up(f"the command above failed with exit status {done.returncode}")
+        return done.stdout
+
+    def capture(self, *command: str) -> str:
+        """Return the output of a command without showing it."""
+        return subprocess.run(
+            command, cwd=self.place, env=self.environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
+
+    def end(self) -> None:
+        """Take the mount away, whatever happened before."""
+        if os.path.ismount(self.mountpoint):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                command = ("vault", "umount", "--lazy", self.mountpoint)
+                subprocess.run(command, env=self.environment, timeout=60, check=False, stdout=subprocess.DEVNULL)
+
+
+def say(text: str) -> None:
+    """Begin a chapter."""
+    print(f"\n== {text}\n", flush=True)
+
+
+def give_up(reason: str) -> NoReturn:
+    """End the demo."""
+    print(f"demo: {reason}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

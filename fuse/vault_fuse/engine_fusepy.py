@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from vault.errors import MountError, VaultError
-from vault.format.tree import Entry, Kind
+from vault.format.tree import NAME_LENGTH_MAX, Entry, Kind
 from vault.repo.spool import Spool
 from vault_fuse.errnos import errno_of
 from vault_fuse.mounting import MountParts
@@ -211,7 +211,8 @@ class Operations:
                 raise NotADirectoryError(errno.ENOTDIR, path)
             child = slot.view.lookup(number, name)
             if child is None:
-                raise FileNotFoundError(errno.ENOENT, path)
+                too_long = len(name) > NAME_LENGTH_MAX
+                raise OSError(errno.ENAMETOOLONG if too_long else errno.ENOENT, path)
             number = child
         self._found[path] = (slot, number)
         if len(self._found) > _PATHS_MAX:

@@ -10,7 +10,7 @@ import logging
 import os
 from typing import Final, Protocol
 
-from vault.format.tree import Kind
+from vault.format.tree import NAME_LENGTH_MAX, Kind
 from vault.ids import Digest
 from vault.repo.repository import Repository
 from vault_fuse import device as fuse_device
@@ -132,6 +132,8 @@ class Requests:
         if nodeid >> SLOT_SHIFT:
             slot = self._slots.get(nodeid >> SLOT_SHIFT)
             child = slot.view.lookup(number, name)
+            if child is None and len(name) > NAME_LENGTH_MAX:  # kernels from 6.18 on let longer ones through
+                raise Failure(errno.ENAMETOOLONG)
             self._reply(unique, _NO_ENTRY_FOR_EVER if child is None else slot.entry(child))
             return
         folder = self._node(nodeid, NodeKind.FOLDER)

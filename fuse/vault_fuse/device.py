@@ -184,7 +184,7 @@ def find_mount(path: str) -> MountEntry | None:
 def is_dead(path: str) -> bool:
     """Return whether the mount at path lost its server: every call on it fails."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # stat would for a second be answered from what the kernel keeps of the root
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -189,6 +189,10 @@ class SnapshotView:
             return self._read_chunks(table, starts, offset, end)
         return self._read_packed(location, entry, offset, end)
 
+    def is_whole(self, number: int) -> bool:
+        """Say whether a file is stored as itself."""
+        return self._map.location(number).how == How.WHOLE
+
     def whole_path(self, number: int) -> str | None:
         """Return a local file whose content is this file's and known to be good, or None.
 

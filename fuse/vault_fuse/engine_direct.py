@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from vault.errors import VaultError
 from vault_fuse import device as fuse_device
+from vault_fuse.backings import Backings, share_backings
 from vault_fuse.mounting import MountParts
 from vault_fuse.nodes import NodeTable
 from vault_fuse.requests import Requests
@@ -23,6 +24,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     """Mount on path and serve until the mount is taken away. See `vault_fuse.mounting.run_mount`."""
     workers = parts.options.workers or default_workers()
     statistics = Statistics(workers)
+    backings = share_backings()
     device = fuse_device.mount(path, parts.facts.store, allow_other=parts.options.allow_other)
 
     def worker_main(own_device: int, worker: int, abilities: Abilities) -> int:
@@ -34,7 +36,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             statistics,
             worker,
             parts.facts,
-            passthrough=abilities.passthrough,
+            Backings(backings, parts.state_dir) if abilities.passthrough else None,
             started_ns=parts.started_ns,
         )
         return serve(own_device, requests, statistics, worker)

@@ -1,8 +1,8 @@
 """Answers the kernel's requests: one method for each opcode, no state that another worker would miss.
 
-Node IDs come from nodes.py, trees and bytes from vault.view. A file handle is the backing ID of passthrough, or 0. Every
-OPEN of a file is recorded before it is answered; OPEN is never answered with ENOSYS, which would end the recording for
-good. Threads: one.
+Node IDs come from nodes.py, trees and bytes from vault.view. A file handle says whether the file is in the table of
+backings.py. Every OPEN of a file is recorded before it is answered; OPEN is never answered with ENOSYS, which would end
+the recording for good. Threads: one.
 """
 
 import errno
@@ -14,6 +14,7 @@ from vault.format.tree import NAME_LENGTH_MAX, Kind
 from vault.ids import Digest
 from vault.repo.repository import Repository
 from vault_fuse import device as fuse_device
+from vault_fuse.backings import Backings
 from vault_fuse.directories import encode_dirent, fill, list_children, list_names
 from vault_fuse.namespace import Namespace, Shown
 from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
@@ -43,6 +44,7 @@ from vault_fuse.wire import (
 logger = logging.getLogger(__name__)
 
 _NO_ENTRY_FOR_EVER: Final = ENTRY.pack(0, 0, FOR_EVER_S, 0, 0, 0) + bytes(ATTR.size)
+_SHARED: Final = 1  # handle of a file that is in the table of backings
 _OPENED: Final = OPEN_OUT.pack(0, FOPEN_KEEP_CACHE, 0)
 _OPENED_DIRECTLY: Final = OPEN_OUT.pack(0, FOPEN_DIRECT_IO, 0)
 _ATTR_FOR_EVER: Final = ATTR_OUT.pack(FOR_EVER_S, 0, 0)
@@ -92,8 +94,8 @@ class Requests:
         statistics: Statistics,
         worker: int,
         facts: MountFacts,
+        backings: Backings | None,
         *,
-        passthrough: bool,
         started_ns: int,
     ) -> None:
         self._device = device
@@ -105,7 +107,8 @@ class Requests:
         self._statistics = statistics
         self._counters = statistics.page(worker)
         self._facts = facts
-        self._passthrough = passthrough
+        self._backings = backings  # None: the kernel reads nothing by itself
+        self._try_passthrough = True
         self._started_ns = started_ns
         self._store_path = repository.store.url
         self.handlers = {
@@ -194,22 +197,25 @@ class Requests:
         slot = self._slots.get(nodeid >> SLOT_SHIFT)
         number = nodeid & ENTRY_MASK
         view = slot.view
+        is_shared = self._backings is not None and view.is_whole(number)
+        path = view.whole_path(number) if is_shared else None
         self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid)
-        path = view.whole_path(number)
-        backing = self._open_backing(path) if path is not None and self._passthrough else 0
-        if backing:
-            self._reply(unique, OPEN_OUT.pack(backing, FOPEN_PASSTHROUGH, backing))
-        else:
+        if self._backings is None or not is_shared:
             self._reply(unique, _OPENED)
+            return
+        backing = self._backings.take(nodeid, lambda: self._open_backing(path))
+        self._reply(unique, OPEN_OUT.pack(_SHARED, FOPEN_PASSTHROUGH if backing else FOPEN_KEEP_CACHE, backing))
 
-    def _open_backing(self, path: str) -> int:
+    def _open_backing(self, path: str | None) -> int:
         """Return the backing ID of a file that the kernel may read by itself, or 0 if it does not let us."""
+        if path is None or not self._try_passthrough:
+            return 0
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             return fuse_device.open_backing(self._device, file)
         except OSError as error:
             logger.warning("passthrough is off, reads go through the worker: %s", error.strerror)
-            self._passthrough = False
+            self._try_passthrough = False
             return 0
         finally:
             os.close(file)
@@ -228,11 +234,13 @@ class Requests:
         os.writev(self._device, (OUT_HEADER.pack(16 + length, 0, unique), data))
         self._counters[READ_BYTES] += length
 
-    def release(self, unique: int, _nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
+    def release(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
         """Answer RELEASE: let go of passthrough."""
-        (backing,) = RELEASE_IN.unpack_from(body)
-        if backing:
-            fuse_device.close_backing(self._device, backing)
+        (handle,) = RELEASE_IN.unpack_from(body)
+        if handle == _SHARED and self._backings is not None:
+            backing = self._backings.give(nodeid)
+            if backing:
+                fuse_device.close_backing(self._device, backing)
         os.write(self._device, OUT_HEADER.pack(16, 0, unique))
 
     # Directories.

@@ -32,10 +32,9 @@ class Statistics:
         return sum(self._numbers[worker * _NUMBERS + index] for worker in range(self.workers))
 
     def as_dict(self) -> dict[str, int]:
-        """Return all counters by name, summed over the workers."""
-        counts = {op.name.lower(): self.total(op) for op in Op}
+        """Return all counters by name, summed over the workers: always the same names."""
         return {
-            **{name: count for name, count in counts.items() if count},
+            **{op.name.lower(): self.total(op) for op in Op},
             "errors": self.total(ERRORS),
             "read_bytes": self.total(READ_BYTES),
             "worker_starts": self.total(STARTS),

@@ -1,6 +1,7 @@
 """The small files below `.vault/`: what a mount is and how it fares, for people and programs without our command."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -25,7 +26,7 @@ def render(name: str, facts: MountFacts, namespace: Namespace, statistics: Stati
         shown = {path: found.snapshot.hex() for path, found in sorted(namespace.versions().items())}
         return json.dumps(shown, indent=1).encode() + b"\n"
     if name == "statistics":
-        return json.dumps(statistics.as_dict(), indent=1).encode() + b"\n"
+        return _statistics_text(statistics.as_dict()).encode()
     texts = {
         "engine": facts.engine,
         "health": "ok" if not statistics.total(ERRORS) else f"{statistics.total(ERRORS)} failed requests, see the log",
@@ -34,3 +35,8 @@ def render(name: str, facts: MountFacts, namespace: Namespace, statistics: Stati
         "version": version("vaultfs"),
     }
     return texts[name].encode() + b"\n"
+
+
+def _statistics_text(counts: Mapping[str, int]) -> str:
+    """Return JSON of a length that does not change: who reads it in several pieces must not get parts that do not fit."""
+    return "{\n" + ",\n".join(f' "{name}": {count:>20}' for name, count in counts.items()) + "\n}\n"

@@ -185,7 +185,7 @@ class SnapshotView:
         if location.how == How.WHOLE:
             return self._read_whole(entry, offset, end)
         if location.how == How.RECIPE:
-            table, starts = self._table(entry.digest, self._packed(location, entry, ObjectKind.RECIPE))
+            table, starts = self._table(entry, self._packed(location, entry, ObjectKind.RECIPE))
             return self._read_chunks(table, starts, offset, end)
         return self._read_packed(location, entry, offset, end)
 
@@ -202,10 +202,7 @@ class SnapshotView:
         if self._whole is None or self._map.location(number).how != How.WHOLE:
             return None
         file = self.attributes(number).digest
-        try:
-            return self._whole.verified_path(file)
-        except FileNotFoundError:
-            raise KeyNotFound(whole_key(file)) from None
+        return self._whole.verified_path(file)
 
     def close(self) -> None:
         """Close files and let go of the map."""
@@ -249,8 +246,6 @@ class SnapshotView:
 
     def _load_directory(self, row: int, expected: Digest) -> _Directory:
         page_rows = self._map.pages(row)
-        if not page_rows:
-            raise FormatError("map", f"directory {row} has no page")
         data = self._load_page(self._map.page(page_rows[0]), expected)
         directory = _Directory(decode_page(data), self._map.first_child(row), page_rows[1:])
         if directory.first_child + directory.count != self._map.children_end(row):
@@ -285,6 +280,8 @@ class SnapshotView:
         return self._leaf(directory, page).entry(index - directory.starts[page])
 
     def _load_page(self, at: PageLocation, expected: Digest) -> bytes:
+        if not at.length:  # not stored as pages are: the index knows
+            return bytes(self._objects.load(expected))
         location = ObjectLocation(
             self._map.pack(at.pack), False, at.offset, at.length, at.length, Codec.RAW, ObjectKind.PAGE
         )
@@ -310,13 +307,10 @@ class SnapshotView:
 
     def _read_whole(self, entry: Entry, offset: int, end: int) -> Buffer:
         if self._whole is not None:
-            try:
-                good = self._whole.verified_path(entry.digest)
-            except FileNotFoundError:
-                raise KeyNotFound(whole_key(entry.digest)) from None
+            good = self._whole.verified_path(entry.digest)
             if good is not None:
                 return self._objects.read_raw(whole_key(entry.digest), offset, end - offset)
-        table, starts = self._table(entry.digest, None)
+        table, starts = self._table(entry, None)
         return self._read_chunks(table, starts, offset, end)
 
     def _read_chunks(self, table: ChunkTable, starts: tuple[int, ...], offset: int, end: int) -> Buffer:
@@ -328,17 +322,18 @@ class SnapshotView:
             data = self._contents.get(chunk.digest)
             if data is None:
                 data = bytes(self._objects.load(chunk.digest))
-                if len(data) != chunk.size:
-                    raise FormatError("chunk table", "a chunk has another size than its content")
                 self._contents.put(chunk.digest, data, len(data))
+            if len(data) != chunk.size:
+                raise FormatError("chunk table", "a chunk has another size than its content")
             stop = min(end, start + chunk.size)
             parts.append(memoryview(data)[offset - start : stop - start])
             offset = stop
             index += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _table(self, file: Digest, recipe: ObjectLocation | None) -> tuple[ChunkTable, tuple[int, ...]]:
+    def _table(self, entry: Entry, recipe: ObjectLocation | None) -> tuple[ChunkTable, tuple[int, ...]]:
         """Return the chunks of a file and where each begins: from its recipe, or from beside the whole file."""
+        file = entry.digest
         found = self._tables.get(file)
         if found is None:
             if recipe is None:
@@ -354,6 +349,8 @@ class SnapshotView:
             starts = tuple(accumulate((chunk.size for chunk in table.chunks[:-1]), initial=0))
             found = (table, starts)
             self._tables.put(file, found, 150 * len(starts) + 256)
+        if found[0].size != entry.size:
+            raise FormatError("tree entry", f"{entry.name!r} has another size than its content")
         return found
 
     def _packed(self, location: Location, entry: Entry, kind: ObjectKind) -> ObjectLocation:
@@ -372,7 +369,7 @@ class SnapshotView:
 
     def _elsewhere(self, expected: Digest, tried: ObjectLocation) -> ObjectLocation | None:
         found = self._objects.find(expected)
-        if found is None or (found.container, found.offset) == (tried.container, tried.offset):
+        if found is None or found._replace(size=tried.size, kind=tried.kind) == tried:  # a map says neither
             return None
         return found
 

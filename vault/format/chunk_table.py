@@ -36,7 +36,13 @@ class ChunkTable(NamedTuple):
 
 
 def encode_chunk_table(table: ChunkTable) -> bytes:
-    """Return the canonical bytes of a table; a BLAKE3 of all that precedes it ends them."""
+    """Return the canonical bytes of a table; a BLAKE3 of all that precedes it ends them.
+
+    Raises:
+        FormatError: it has more chunks than readers accept.
+    """
+    if len(table.chunks) > CHUNKS_MAX:
+        raise FormatError("chunk table", f"{len(table.chunks):,} chunks; at most {CHUNKS_MAX:,} are allowed")
     body = b"".join(
         (
             _HEADER.pack(MAGIC, len(table.chunks), 0, table.size, table.file),

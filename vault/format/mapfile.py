@@ -32,6 +32,7 @@ _TABLES_DIGEST_AT = HEADER_SIZE - DIGEST_SIZE
 _PAGE = struct.Struct("<QII")  # offset pack length
 LOCATION: Final = struct.Struct("<QIIBBH")  # offset pack length how codec zero
 ENTRIES_MAX: Final = 1 << 40
+_TOTAL_MAX: Final = (1 << 64) - 1
 
 
 class How(IntEnum):
@@ -109,7 +110,9 @@ class MapBuilder:
         LOCATION.pack_into(self._locations, entry * LOCATION.size, row, 0, 0, How.DIRECTORY, 0, 0)
 
     def encode(self, *, files: int, directories: int, size_bytes: int) -> bytes:
-        """Return the bytes of the map."""
+        """Return the bytes of the map. Raises FormatError for totals that no map can hold."""
+        if max(files, directories, size_bytes) > _TOTAL_MAX or self.entries > ENTRIES_MAX:
+            raise FormatError("map", f"{size_bytes} bytes in {files} files, {self.entries} entries: too many")
         tables = b"".join(
             (
                 _little_endian(self._first_child),
@@ -169,11 +172,15 @@ class SnapshotMap:
         self._first_child = tables[:column].cast("Q")
         self._own_entry = tables[column : 2 * column].cast("Q")
         self._first_page = tables[2 * column : 3 * column].cast("Q")
-        if not self.rows or not self.entries or not all(map(le, self._first_child, self._first_child[1:])):
+        if not self.rows or self._own_entry[0] or self._first_child[0] != 1 or self._first_child[-1] > self.entries:
+            raise FormatError("map", "it does not begin with the root")
+        if not all(map(le, self._first_child, self._first_child[1:])):
             raise FormatError("map", "directories are not in order")
 
     def location(self, entry: int) -> Location:
-        """Return where an entry is stored, 0 <= entry < entries. Raises FormatError on an impossible row."""
+        """Return where an entry is stored. Raises IndexError for a number it has not, FormatError on an impossible row."""
+        if not 0 <= entry < self.entries:
+            raise IndexError(entry)
         offset, pack, length, how, codec, _ = LOCATION.unpack_from(self._view, self._locations_at + entry * LOCATION.size)
         try:
             return Location(offset, pack, length, _HOWS[how], _CODECS[codec])
@@ -193,13 +200,19 @@ class SnapshotMap:
         return self._first_child[row + 1] if row + 1 < self.rows else self.entries
 
     def own_entry(self, row: int) -> int:
-        """Return the entry number of the directory itself."""
-        return self._own_entry[row]
+        """Return the entry number of the directory itself. Raises FormatError if there is no such entry."""
+        entry = self._own_entry[row]
+        if entry >= self.entries:
+            raise FormatError("map", f"directory {row} is entry {entry} of {self.entries}")
+        return entry
 
     def pages(self, row: int) -> range:
-        """Return the page rows of a directory: its root page, then its leaves if it has several."""
+        """Return the page rows of a directory: its root page, then its leaves. Raises FormatError if there are none."""
+        start = self._first_page[row]
         end = self._first_page[row + 1] if row + 1 < self.rows else self.page_rows
-        return range(self._first_page[row], end)
+        if not start < end <= self.page_rows:
+            raise FormatError("map", f"directory {row} has no pages")
+        return range(start, end)
 
     def page(self, page_row: int) -> PageLocation:
         """Return where a tree page is stored."""

@@ -118,8 +118,12 @@ def _read_index_header(data: bytes) -> tuple[Digest, int, int]:
         raise UnsupportedVersion("pack index", magic[7], VERSION)
     if magic != INDEX_MAGIC or zero:
         raise FormatError("pack index", "wrong magic")
-    if count > PACK_OBJECTS_MAX or len(data) != _INDEX_HEADER.size + count * _INDEX_ROW.size + DIGEST_SIZE:
-        raise FormatError("pack index", "its length does not fit its count")
+    if (
+        count > PACK_OBJECTS_MAX
+        or pack_length > PACK_LENGTH_MAX
+        or len(data) != _INDEX_HEADER.size + count * _INDEX_ROW.size + DIGEST_SIZE
+    ):
+        raise FormatError("pack index", "its length does not fit its count, or its pack is too long")
     return Digest(pack), pack_length, count
 
 
@@ -135,6 +139,8 @@ def _read_rows(rows: memoryview, pack_length: int) -> Iterator[PackedObject]:
 def _checked(object_digest: bytes, offset: int, length: int, size: int, codec: int, kind: int, limit: int) -> PackedObject:
     if offset + length > limit or size > OBJECT_SIZE_MAX or length > OBJECT_SIZE_MAX:
         raise FormatError("pack", f"object at {offset} reaches outside of the pack or is too large")
+    if codec == Codec.RAW and length != size:
+        raise FormatError("pack", f"object at {offset} is raw, yet {size} bytes in {length}")
     try:
         return PackedObject(Digest(object_digest), offset, length, size, _CODECS[codec], _KINDS[kind])
     except KeyError:

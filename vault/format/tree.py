@@ -7,7 +7,7 @@ Full canonical checks (order, totals, heap without gaps) are `check_leaf`'s, whi
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from operator import add
@@ -129,15 +129,19 @@ def split_pages(names: Sequence[bytes]) -> list[int]:
     ends = []
     start = 0
     for position, name in enumerate(names, start=1):
-        count = position - start
-        if count < PAGE_ENTRIES_MIN:
-            continue
-        if count == PAGE_ENTRIES_MAX or not int.from_bytes(blake3(name).digest(length=4), "little") & _CUT_MASK:
+        if _ends_page(name, position - start):
             ends.append(position)
             start = position
     if start < total:
         ends.append(total)
     return ends
+
+
+def _ends_page(name: bytes, count: int) -> bool:
+    """Return whether a page of a large directory ends after this name, which is its count-th."""
+    if count < PAGE_ENTRIES_MIN:
+        return False
+    return count == PAGE_ENTRIES_MAX or not int.from_bytes(blake3(name).digest(length=4), "little") & _CUT_MASK
 
 
 def encode_directory(entries: Sequence[Entry]) -> EncodedDirectory:
@@ -175,13 +179,19 @@ def _encode_leaf(entries: Sequence[Entry]) -> bytes:
     offset = 0
     for name, kind, size, entry_digest, files, directories, target in entries:
         check_entry_name(name)
-        if (kind == Kind.SYMLINK) != bool(target) or len(target) > TARGET_LENGTH_MAX or b"\0" in target:
-            raise FormatError("tree entry", f"{name!r} has a symlink target that cannot be stored")
+        if target or kind == Kind.SYMLINK:
+            _check_target(name, kind, target)
         rows.append(_LEAF_ROW.pack(offset, len(name), kind, len(target), size, files, directories, entry_digest))
         heap.append(name)
         heap.append(target)
         offset += len(name) + len(target)
     return b"".join((_HEADER.pack(MAGIC, VERSION, LEAF, 0, len(rows), offset), *rows, *heap))
+
+
+def _check_target(name: bytes, kind: Kind, target: bytes) -> None:
+    """Raise FormatError unless this kind of entry may have this target."""
+    if kind != Kind.SYMLINK or not 0 < len(target) <= TARGET_LENGTH_MAX or b"\0" in target:
+        raise FormatError("tree entry", f"{name!r} has a symlink target that no symlink can have")
 
 
 def _encode_index(rows: Sequence[IndexRow]) -> bytes:
@@ -222,6 +232,8 @@ class LeafPage:
     def __init__(self, data: bytes) -> None:
         """Take the bytes of a leaf page whose digest the caller has checked."""
         self.count, self._heap, self._heap_end = _read_header(data, LEAF, _LEAF_ROW.size)
+        if self.count > PAGE_ENTRIES_MAX:
+            raise FormatError("tree page", f"{self.count} entries in one page")
         self._data = data
 
     def name(self, index: int) -> bytes:
@@ -243,7 +255,10 @@ class LeafPage:
         name = check_entry_name(self._data[start:middle])
         known = _KINDS[kind]
         assert known is not None
-        return Entry(name, known, size, Digest(entry_digest), files, directories, self._data[middle:end])
+        target = self._data[middle:end]
+        if target or known == Kind.SYMLINK:
+            _check_target(name, known, target)
+        return Entry(name, known, size, Digest(entry_digest), files, directories, target)
 
     def entries(self, start: int = 0) -> Iterator[Entry]:
         """Yield rows from start on."""
@@ -300,16 +315,21 @@ class IndexPage:
     def __init__(self, data: bytes) -> None:
         """Decode the bytes of an index page whose digest the caller has checked."""
         count, heap, heap_end = _read_header(data, INDEX, _INDEX_ROW.size)
-        if count > INDEX_ROWS_MAX:
+        if not 0 < count <= INDEX_ROWS_MAX:
             raise FormatError("tree page", f"{count} leaves")
         rows = []
+        before = b""
         for offset, length, _, _, size, files, directories, page_digest, entries, _ in _INDEX_ROW.iter_unpack(
             memoryview(data)[_HEADER.size : heap]
         ):
             start = heap + offset
             if start + length > heap_end or not 0 < entries <= PAGE_ENTRIES_MAX:
                 raise FormatError("tree page", "an index row points outside of the page or has no entries")
-            rows.append(IndexRow(data[start : start + length], size, files, directories, Digest(page_digest), entries))
+            name = check_entry_name(data[start : start + length])
+            if name <= before:
+                raise FormatError("tree page", "index rows are not in strictly ascending order")
+            before = name
+            rows.append(IndexRow(name, size, files, directories, Digest(page_digest), entries))
         self.rows = tuple(rows)
 
 
@@ -325,7 +345,9 @@ def decode_page(data: bytes) -> LeafPage | IndexPage:
 
 
 def check_leaf(page: LeafPage) -> Totals:
-    """Return the totals of a leaf after checking that it is canonical: its bytes are what `encode_directory` makes.
+    """Return the totals of a leaf after checking that it is canonical: its bytes are what the encoder makes.
+
+    Whether it is a page that the rules of splitting allow is `check_directory`'s to say.
 
     Raises:
         FormatError: it is not.
@@ -341,6 +363,41 @@ def check_leaf(page: LeafPage) -> Totals:
     if _encode_leaf(entries) != page._data:
         raise FormatError("tree page", "not in canonical form")
     return sum_totals(entries)
+
+
+def check_directory(directory: Digest, rows: Sequence[IndexRow], leaves: Iterable[LeafPage]) -> Totals:
+    """Return the totals of a directory after checking that it is the one encoding of its entries.
+
+    Args:
+        directory: its digest.
+        rows: of its index page; empty if it is a single leaf.
+        leaves: its leaf pages in order, one for each row, or the one. Read one by one.
+
+    Raises:
+        FormatError: it is not.
+    """
+    if rows and digest(_encode_index(rows)) != directory:
+        raise FormatError("tree page", "an index page is not in canonical form")
+    totals = Totals(0, 0, 0)
+    before = b""
+    entries = 0
+    last = max(len(rows) - 1, 0)
+    for number, leaf in enumerate(leaves):
+        found = check_leaf(leaf)
+        names = [leaf.name(index) for index in range(leaf.count)]
+        if rows and (rows[number].first_name, rows[number][1:4]) != (names[0], found):
+            raise FormatError("directory", "a leaf is not what its index promises")
+        if names and names[0] <= before:
+            raise FormatError("directory", "its leaves are not in strictly ascending order")
+        ends = [count for count, name in enumerate(names, start=1) if _ends_page(name, count)] if rows else []
+        if rows and ends != [len(names)] and not (number == last and not ends):
+            raise FormatError("directory", "it is not split where the rule says")
+        before = names[-1] if names else b""
+        entries += len(names)
+        totals = Totals(*map(add, totals, found))
+    if (entries > SINGLE_PAGE_ENTRIES_MAX) != bool(rows):
+        raise FormatError("directory", f"{entries} entries must not be split so")
+    return totals
 
 
 def _read_header(data: bytes, page_type: int, row_size: int) -> tuple[int, int, int]:

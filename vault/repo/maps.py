@@ -6,13 +6,16 @@ Maps are derived: one that is missing or damaged in the store is built again in 
 import logging
 import mmap
 import os
+import stat
 import tempfile
+from contextlib import suppress
+from typing import Final
 
-from vault.errors import FormatError, KeyNotFound
+from vault.errors import CacheUnusable, FormatError, KeyNotFound
 from vault.format.layout import map_key
 from vault.format.mapfile import How, MapBuilder, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import DEPTH_MAX, Entry, Kind, LeafPage, sum_totals
+from vault.format.tree import DEPTH_MAX, Entry, Kind, Totals, sum_totals
 from vault.ids import Digest
 from vault.repo.objects import ObjectReader
 from vault.repo.trees import TreeReader
@@ -20,17 +23,24 @@ from vault.stores.base import ByteReader, LocalFiles
 
 logger = logging.getLogger(__name__)
 
+SNAPSHOT_ENTRIES_MAX: Final = 1 << 32
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
 
 def build_map(snapshot: Digest, objects: ObjectReader) -> bytes:
     """Return the map of a snapshot, all of whose objects the index must know.
 
     Raises:
         ObjectMissing: a tree names what no pack holds.
+        FormatError: the tree holds more than its root promises, or more than a map can.
     """
     trees = TreeReader(objects)
+    totals = _totals(trees, snapshot)
+    if totals.files + totals.directories > SNAPSHOT_ENTRIES_MAX:
+        raise FormatError("tree", f"{totals.files} files in {totals.directories} directories: too many for a map")
     builder = MapBuilder(snapshot)
     builder.add_location(How.DIRECTORY)  # the root: entry 0
-    size = files = directories = 0
+    counted = 0
     todo = [(0, snapshot, 0)]
     while todo:
         own_entry, digest, depth = todo.pop()
@@ -43,56 +53,58 @@ def build_map(snapshot: Digest, objects: ObjectReader) -> bytes:
             _add_page(builder, objects, row.digest)
         below: list[tuple[int, Digest, int]] = []
         for leaf in trees.leaves(directory):
-            below.extend((number, child, depth + 1) for number, child in _add_leaf(builder, objects, leaf))
-            if own_entry == 0:
-                totals = sum_totals(list(leaf.entries()))
-                size, files, directories = (
-                    size + totals.size,
-                    files + totals.files,
-                    directories + totals.directories,
-                )
+            for entry in leaf.entries():
+                counted += entry.kind != Kind.SYMLINK
+                number = _add_entry(builder, objects, entry)
+                if entry.kind == Kind.DIRECTORY:
+                    below.append((number, entry.digest, depth + 1))
+            # A directory that lies in itself many times over costs its author a few pages, and us all memory.
+            if counted > totals.files + totals.directories:
+                raise FormatError("tree", "it holds more than its totals say")
         todo.extend(reversed(below))
-    return builder.encode(files=files, directories=directories, size_bytes=size)
+    return builder.encode(files=totals.files, directories=totals.directories, size_bytes=totals.size)
+
+
+def _totals(trees: TreeReader, snapshot: Digest) -> Totals:
+    """Return what a snapshot's root says of all that is below it."""
+    size = files = directories = 0
+    for leaf in trees.leaves(trees.load(snapshot)):
+        found = sum_totals(list(leaf.entries()))
+        size, files, directories = size + found.size, files + found.files, directories + found.directories
+    return Totals(size, files, directories)
 
 
 def _add_page(builder: MapBuilder, objects: ObjectReader, page: Digest) -> None:
     location = objects.locate(page)
     if location.in_whole or location.codec != Codec.RAW:
-        raise FormatError("tree page", "it is not stored raw in a pack")
-    builder.add_page(builder.pack_row(location.container), location.offset, location.length)
+        builder.add_page(0, 0, 0)  # a file has the same bytes and was stored first: the reader asks the index
+    else:
+        builder.add_page(builder.pack_row(location.container), location.offset, location.length)
 
 
-def _add_leaf(builder: MapBuilder, objects: ObjectReader, leaf: LeafPage) -> list[tuple[int, Digest]]:
-    """Add the locations of a leaf's entries. Returns number and digest of the directories among them."""
-    below = []
-    for entry in leaf.entries():
-        if entry.kind == Kind.DIRECTORY:
-            below.append((builder.add_location(How.DIRECTORY), entry.digest))
-        elif entry.kind == Kind.SYMLINK or not entry.size:
-            builder.add_location(How.NOTHING)
-        else:
-            _add_file(builder, objects, entry)
-    return below
-
-
-def _add_file(builder: MapBuilder, objects: ObjectReader, entry: Entry) -> None:
+def _add_entry(builder: MapBuilder, objects: ObjectReader, entry: Entry) -> int:
+    """Add where an entry is stored. Returns its number. A directory's row is filled in when its turn comes."""
+    if entry.kind == Kind.DIRECTORY:
+        return builder.add_location(How.DIRECTORY)
+    if entry.kind == Kind.SYMLINK or not entry.size:
+        return builder.add_location(How.NOTHING)
     _, in_whole, offset, length, _, codec, kind = location = objects.locate(entry.digest)
     if in_whole and location.container == entry.digest:
-        builder.add_location(How.WHOLE)
-    elif in_whole:
+        return builder.add_location(How.WHOLE)
+    if in_whole:
         # A small file that equals a chunk of a whole file: too rare for a row of its own; the reader asks the index.
-        builder.add_location(How.PACKED)
-    else:
-        how = How.RECIPE if kind == ObjectKind.RECIPE else How.PACKED
-        builder.add_location(how, offset, builder.pack_row(location.container), length, codec)
+        return builder.add_location(How.PACKED)
+    how = How.RECIPE if kind == ObjectKind.RECIPE else How.PACKED
+    return builder.add_location(how, offset, builder.pack_row(location.container), length, codec)
 
 
 def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_dir: str) -> SnapshotMap:
     """Return the map of a snapshot, mapped into memory: from the store, the cache, or built now."""
     if isinstance(store, LocalFiles):
-        candidate = _try_open(store.path(map_key(snapshot)), snapshot)
-        if candidate is not None:
-            return candidate
+        with suppress(KeyNotFound):  # over a symbolic link
+            candidate = _try_open(store.path(map_key(snapshot)), snapshot)
+            if candidate is not None:
+                return candidate
     cached = os.path.join(cache_dir, "maps", f"{snapshot.hex()}.map")
     candidate = _try_open(cached, snapshot)
     if candidate is not None:
@@ -114,24 +126,36 @@ def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_d
 
 def _try_open(path: str, snapshot: Digest) -> SnapshotMap | None:
     try:
-        with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, ValueError):  # ValueError: an empty file cannot be mapped
+        descriptor = os.open(path, _FLAGS)
+    except FileNotFoundError:
         return None
-    try:
-        return SnapshotMap(memoryview(mapped), snapshot)
-    except FormatError as error:
+    except OSError as error:
         logger.warning("%s: %s; it is built again", path, error)
         return None
+    try:
+        size = os.fstat(descriptor).st_size
+        if not size or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise FormatError("map", "it is empty, or no file")
+        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return SnapshotMap(memoryview(mapped), snapshot)
+    except (FormatError, OSError, ValueError) as error:  # ValueError: it was cut off just now
+        logger.warning("%s: %s; it is built again", path, error)
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _install(path: str, data: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    """Write a map into the cache. Raises CacheUnusable."""
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
+            try:
+                file.write(data)
+                file.flush()
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise CacheUnusable(path, error.strerror or str(error)) from error

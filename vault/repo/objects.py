@@ -76,8 +76,7 @@ class ObjectReader:
 
     def load_at(self, object_digest: Digest, location: ObjectLocation) -> Buffer:
         """Return the plain bytes of an object from a known place, verified. The memory is reused by the next call."""
-        key = location.key
-        stored = self._ranges.read(key, location.offset, location.length)
+        key, stored = self._stored(location)
         plain = self._decompress(key, stored) if location.codec == Codec.ZSTD else stored
         actual = digest(plain)
         if actual != object_digest:
@@ -90,8 +89,7 @@ class ObjectReader:
         A table carries its own checksum and names its file; that its chunks make up the file is known once all of them
         were read (checkout and verify do).
         """
-        key = location.key
-        stored = self._ranges.read(key, location.offset, location.length)
+        key, stored = self._stored(location)
         plain = bytes(self._decompress(key, stored) if location.codec == Codec.ZSTD else stored)
         return _checked_table(key, plain, file)
 
@@ -107,6 +105,13 @@ class ObjectReader:
     def close(self) -> None:
         """Close open files."""
         self._ranges.close()
+
+    def _stored(self, location: ObjectLocation) -> tuple[str, memoryview]:
+        """Return key and stored bytes of an object. Places come from maps and indexes: no length of theirs is believed."""
+        key = location.key
+        if location.length > OBJECT_SIZE_MAX:
+            raise Damaged(key, f"an object of {location.length} bytes is said to be in it")
+        return key, self._ranges.read(key, location.offset, location.length)
 
     def _decompress(self, key: str, stored: memoryview) -> bytes:
         """Return plain bytes; what a frame claims as its size is checked before any memory is taken for it."""

@@ -4,14 +4,18 @@ Not verified here: callers hash what they get. Buffers are reused, see `read`. T
 """
 
 import os
+import stat
 from collections import OrderedDict
 from typing import Final
 
-from vault.errors import Damaged, KeyNotFound, StoreUnavailable
+from vault.errors import Damaged, KeyNotFound
 from vault.stores.base import ByteReader, LocalFiles
+from vault.stores.durable import read_error
 
 _DESCRIPTORS_MAX: Final = 64
 _BUFFER_SIZE: Final = 4 << 20
+_OFFSET_MAX: Final = 1 << 62
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # never over a link, never waits for a FIFO
 
 
 class RangeReader:
@@ -30,8 +34,10 @@ class RangeReader:
 
         Raises:
             Damaged: the file ends before.
-            KeyNotFound, StoreUnavailable: as the store says.
+            KeyNotFound, StorePermission, StoreUnavailable: as the store says.
         """
+        if offset > _OFFSET_MAX:
+            raise Damaged(key, f"it ends before byte {offset}")
         if self._local is None:
             data = memoryview(self._store.get(key, offset=offset, length=length))
         else:
@@ -56,23 +62,27 @@ class RangeReader:
                     break
                 done += got
         except OSError as error:
-            raise StoreUnavailable(key, error.strerror or str(error)) from error
+            raise read_error(error, key, key) from error
         return done
 
     def _open(self, key: str) -> int:
         assert self._local is not None
         try:
-            descriptor = os.open(self._local.path(key), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise KeyNotFound(key) from None
+            descriptor = os.open(self._local.path(key), _FLAGS)
         except OSError as error:
-            raise StoreUnavailable(key, error.strerror or str(error)) from error
+            raise read_error(error, key, key) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise KeyNotFound(key)
         if len(self._descriptors) >= _DESCRIPTORS_MAX:
             os.close(self._descriptors.popitem(last=False)[1])
         self._descriptors[key] = descriptor
         return descriptor
 
     def close(self) -> None:
-        """Close every descriptor. The reader can be used again afterwards."""
+        """Close every descriptor. The reader can be used again afterwards; one that is forgotten closes itself."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
+
+    def __del__(self) -> None:
+        self.close()

@@ -10,20 +10,23 @@ The memory is small text files in the cache directory, one per file, safe to del
 import fcntl
 import logging
 import os
+import stat
 import threading
 from typing import Final
 
 from blake3 import blake3
 
-from vault.errors import DigestMismatch
+from vault.errors import DigestMismatch, KeyNotFound, VaultError
 from vault.format.layout import whole_key
 from vault.ids import Digest
 from vault.stores.base import LocalFiles
+from vault.stores.durable import read_error
 
 logger = logging.getLogger(__name__)
 
 CHECK_AT_ONCE_SIZE_MAX: Final = 256 << 20  # about 60 ms: a larger file is checked in the background
 _BLOCK: Final = 4 << 20
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class WholeFiles:
@@ -33,6 +36,7 @@ class WholeFiles:
         self._files = files
         self._dir = os.path.join(cache_dir, "verified")
         self._known: dict[Digest, tuple[int, ...]] = {}
+        self._damaged: dict[Digest, tuple[tuple[int, ...], DigestMismatch]] = {}
 
     def path(self, file: Digest) -> str:
         """Return where a whole file lies, checked or not."""
@@ -44,14 +48,17 @@ class WholeFiles:
         A file of up to CHECK_AT_ONCE_SIZE_MAX is hashed now if need be; a larger one by a thread, and later calls see it.
 
         Raises:
-            DigestMismatch: the file was hashed just now and is damaged.
-            FileNotFoundError: it is not there.
+            DigestMismatch: the file is damaged, as its bytes have just shown, or did when they were hashed last.
+            StoreError: it is not there, or cannot be read.
         """
         path = self.path(file)
-        identity = _identity(os.stat(path))
+        identity = self._identity_of(file, path)
         if self._known.get(file) == identity or self._remembered(file) == identity:
             self._known[file] = identity
             return path
+        damage = self._damaged.get(file)
+        if damage is not None and damage[0] == identity:
+            raise DigestMismatch(*damage[1].args)
         if identity[2] <= CHECK_AT_ONCE_SIZE_MAX:
             self.check(file)
             return path
@@ -59,29 +66,63 @@ class WholeFiles:
         return None
 
     def remember(self, file: Digest) -> None:
-        """Note that a file is good as it is now. Best effort: a cache that cannot be written costs a hash later."""
-        identity = _identity(os.stat(self.path(file)))
+        """Note that a file, whose bytes the caller has just written or hashed, is good as it is now."""
+        self._note_good(file, self._identity_of(file, self.path(file)))
+
+    def check(self, file: Digest) -> None:
+        """Hash a file and remember the outcome.
+
+        Raises:
+            DigestMismatch: it is damaged.
+            StoreError: it is not there, or cannot be read.
+        """
+        hasher = blake3(max_threads=blake3.AUTO)
+        buffer = memoryview(bytearray(_BLOCK))
+        key = whole_key(file)
+        try:
+            descriptor = os.open(self.path(file), _FLAGS)
+            try:
+                identity = _identity(os.fstat(descriptor))
+                while got := os.readv(descriptor, [buffer]):
+                    hasher.update(buffer[:got])
+                unchanged = _identity(os.fstat(descriptor)) == identity
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise read_error(error, key, key) from error
+        actual = hasher.digest()
+        if actual != file:
+            damage = DigestMismatch(key, file.hex(), actual.hex())
+            self._damaged[file] = (identity, damage)
+            raise damage
+        if unchanged:  # else somebody writes to it, and nobody knows what was hashed
+            self._note_good(file, identity)
+
+    def _note_good(self, file: Digest, identity: tuple[int, ...]) -> None:
+        """Remember a file's identity. Best effort: a cache that cannot be written costs a hash later."""
         self._known[file] = identity
         try:
             os.makedirs(self._dir, exist_ok=True)
             temporary = os.path.join(self._dir, f".{file.hex()}.{os.getpid()}.{threading.get_ident()}")
-            with open(temporary, "w", encoding="ascii") as note:
-                note.write(" ".join(map(str, identity)))
-            os.replace(temporary, self._note(file))
+            try:
+                with open(temporary, "w", encoding="ascii") as note:
+                    note.write(" ".join(map(str, identity)))
+                os.replace(temporary, self._note(file))
+            except OSError:
+                os.unlink(temporary)
+                raise
         except OSError as error:
             logger.debug("cannot remember that %s is good: %s", file.hex()[:12], error)
 
-    def check(self, file: Digest) -> None:
-        """Hash a file and remember that it is good. Raises DigestMismatch if it is not."""
-        hasher = blake3(max_threads=blake3.AUTO)
-        buffer = memoryview(bytearray(_BLOCK))
-        with open(self.path(file), "rb", buffering=0) as stored:
-            while got := stored.readinto(buffer):
-                hasher.update(buffer[:got])
-        actual = hasher.digest()
-        if actual != file:
-            raise DigestMismatch(whole_key(file), file.hex(), actual.hex())
-        self.remember(file)
+    def _identity_of(self, file: Digest, path: str) -> tuple[int, ...]:
+        """Return what tells whether a file was written to. Raises StoreError; links are not followed."""
+        try:
+            status = os.lstat(path)
+        except OSError as error:
+            raise read_error(error, whole_key(file), path) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise KeyNotFound(whole_key(file))
+        return _identity(status)
 
     def _check_quietly(self, file: Digest) -> None:
         """Check a file unless another process of this machine does it already."""
@@ -93,7 +134,7 @@ class WholeFiles:
                 os.unlink(lock.name)
         except BlockingIOError:
             logger.debug("%s is being checked by another process", file.hex()[:12])
-        except (OSError, DigestMismatch) as error:
+        except (OSError, VaultError) as error:
             logger.error("%s", error)
 
     def _remembered(self, file: Digest) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ class Operations:
             raise OSError(errno_of(error), str(error)) from error
 
     def __getattr__(self, name: str) -> Any:
-        """Seem to have what would change something: then libfuse asks, and is refused above, instead of answering ENOSYS."""
+        """Seem to have what would change something: so libfuse asks, and is refused above, and does not say ENOSYS."""
         if name in _WRITING:
             return name
         raise AttributeError(name)

@@ -1,32 +1,98 @@
 """Vault: datasets and checkpoints that cannot drift, and training runs that record themselves.
 
-The public names load on first use (PEP 562), so that `import vault` costs nothing that a script does not need.
+    import vault
+
+    store = vault.open("~/vault-store")
+
+`vault.api` says what can be done with it. The public names load on first use (PEP 562), so that `import vault` costs
+nothing that a script does not need.
 """
 
 from typing import Final
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vault import errors
     from vault.api import Found, Vault
     from vault.api import init_vault as init
     from vault.api import open_vault as open
     from vault.errors import VaultError
+    from vault.format.tree import Entry, Kind
+    from vault.ops.audit import Audit, OpenedFile, Read
+    from vault.ops.checkout import CheckoutResult
+    from vault.ops.commit import CommitResult
+    from vault.ops.diff import Change, ChangeKind
+    from vault.ops.verify import Problem, Verification
+    from vault.progress import Progress
+    from vault.repo.datasets import Dataset, Version
+    from vault.repo.runs import Input, Run
+
+    __version__: str
 
 _PLACES: Final = {
-    "Found": ("vault.api", "Found"),
-    "Vault": ("vault.api", "Vault"),
-    "VaultError": ("vault.errors", "VaultError"),
-    "init": ("vault.api", "init_vault"),
-    "open": ("vault.api", "open_vault"),
+    "Audit": "vault.ops.audit:Audit",
+    "Change": "vault.ops.diff:Change",
+    "ChangeKind": "vault.ops.diff:ChangeKind",
+    "CheckoutResult": "vault.ops.checkout:CheckoutResult",
+    "CommitResult": "vault.ops.commit:CommitResult",
+    "Dataset": "vault.repo.datasets:Dataset",
+    "Entry": "vault.format.tree:Entry",
+    "Found": "vault.api:Found",
+    "Input": "vault.repo.runs:Input",
+    "Kind": "vault.format.tree:Kind",
+    "OpenedFile": "vault.ops.audit:OpenedFile",
+    "Problem": "vault.ops.verify:Problem",
+    "Progress": "vault.progress:Progress",
+    "Read": "vault.ops.audit:Read",
+    "Run": "vault.repo.runs:Run",
+    "Vault": "vault.api:Vault",
+    "VaultError": "vault.errors:VaultError",
+    "Verification": "vault.ops.verify:Verification",
+    "Version": "vault.repo.datasets:Version",
+    "errors": "vault.errors:",
+    "init": "vault.api:init_vault",
+    "open": "vault.api:open_vault",
 }
 
-__all__ = ["Found", "Vault", "VaultError", "init", "open"]
+__all__ = [
+    "Audit",
+    "Change",
+    "ChangeKind",
+    "CheckoutResult",
+    "CommitResult",
+    "Dataset",
+    "Entry",
+    "Found",
+    "Input",
+    "Kind",
+    "OpenedFile",
+    "Problem",
+    "Progress",
+    "Read",
+    "Run",
+    "Vault",
+    "VaultError",
+    "Verification",
+    "Version",
+    "errors",
+    "init",
+    "open",
+]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("vaultfs")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module, attribute = _PLACES[name]
-    return getattr(importlib.import_module(module), attribute)
+    module, _, attribute = _PLACES[name].partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -2,42 +2,52 @@
 
     import vault
 
-    store = vault.open("~/vault-store")
+    store = vault.init("~/vault-store")  # vault.open("~/vault-store") from then on
     made = store.commit("imagenet", "imagenet", message="as downloaded")
-    for change in store.diff("imagenet@v1", "imagenet@v2"):
-        print(change.kind, change.path)
-    for read in store.audit("imagenet@v2/labels.csv"):
-        print(read.run.run, read.run.command)
+    print(made.ref, made.files, made.stored_bytes)
 
-Refs are texts: `NAME@SELECTOR/PATH` (docs/reference/refs.md). Names inside of snapshots are bytes.
-Everything raises `vault.errors.VaultError` and nothing else on purpose. Threads: one Vault in each.
+    for change in store.diff("imagenet@v1", "imagenet@latest"):
+        print(change.kind, change.path)
+    for path, entry in store.ls("imagenet@v1", recursive=True):
+        print(path, entry.size)
+    labels = store.read("imagenet@v1/labels.csv")
+    for read in store.audit("imagenet@v1/labels.csv"):
+        print(read.run.run, read.run.command, read.opens)
+
+Refs are texts: `NAME@SELECTOR/PATH` (docs/reference/refs.md). Names inside of snapshots are bytes: they need not be UTF-8.
+On purpose nothing is raised but VaultErrors. Threads: one Vault in each. Processes: one in each; not to be used in a fork.
 """
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 
-from vault.errors import UsageError
-from vault.format.tree import Entry
+from vault.errors import RefError, RefNotFound, UsageError
+from vault.format.tree import Entry, Kind
 from vault.ids import Digest, Ref, parse_digest, parse_ref
-from vault.ops.listing import find_entry, list_entries
 from vault.progress import SILENT, Progress
 from vault.repo.datasets import Dataset, Version
 from vault.repo.repository import Repository
-from vault.settings import load_settings
+from vault.settings import absolute, load_settings
 from vault.stores.registry import open_store
 
 # What only one verb needs is imported by it: `vault log` should not pay for `vault commit`.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vault.ops.audit import Audit, Filter, OpenedFile, Read
+    from vault.ops.audit import Audit, OpenedFile, Read
     from vault.ops.checkout import CheckoutResult
     from vault.ops.commit import CommitResult
     from vault.ops.diff import Change
     from vault.ops.verify import Verification
     from vault.repo.runs import Run
+    from vault.repo.trees import TreeReader
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,9 @@ class Vault:
         """Use `vault.open` or `vault.init`."""
         self.repository = repository
 
+    def __repr__(self) -> str:
+        return f"Vault({self.url!r})"
+
     @property
     def url(self) -> str:
         """The store, as a user names it."""
@@ -68,7 +81,7 @@ class Vault:
     def commit(
         self,
         source: StrPath,
-        name: str,
+        dataset: str,
         *,
         message: str = "",
         author: str = "",
@@ -81,7 +94,7 @@ class Vault:
 
         Args:
             source: the folder or file.
-            name: the dataset; its first commit makes it.
+            dataset: its name; the first commit makes it.
             message: why, for those who read the log.
             author: who; the user that runs this if empty.
             exclude: patterns as in a .gitignore file, beside those in `.vaultignore` files.
@@ -99,7 +112,7 @@ class Vault:
         return commit(
             self.repository,
             os.fsencode(source),
-            name,
+            dataset,
             message=message,
             author=author or user_name(),
             exclude=[os.fsencode(pattern) for pattern in exclude],
@@ -123,49 +136,66 @@ class Vault:
         self.repository.datasets.set_label(parsed.name, label, version.number, author=author or user_name())
         return version
 
-    def remove_label(self, name: str, label: str, *, author: str = "") -> None:
+    def remove_label(self, dataset: str, label: str, *, author: str = "") -> None:
         """Take a label away. The journal keeps that it was there."""
-        self.repository.datasets.set_label(name, label, None, author=author or user_name())
+        self.repository.datasets.set_label(dataset, label, None, author=author or user_name())
 
     # Looking into snapshots.
 
     def find(self, ref: str) -> Found:
         """Return what a ref names. Raises RefNotFound: no such dataset, version or path; the error has near ones."""
-        from vault.repo.trees import TreeReader
+        from vault.ops.listing import find_entry
 
         parsed = parse_ref(ref)
         version = self._version(parsed)
-        trees = TreeReader(self.repository.object_reader())
-        entry = find_entry(trees, version.snapshot, parsed.path)
+        try:
+            entry = find_entry(self._trees, version.snapshot, parsed.path)
+        except RefNotFound as error:
+            prefix = f"{parsed.name}@{parsed.selector}/"
+            raise RefNotFound(prefix + error.text, error.what, [prefix + near for near in error.near]) from None
         named = Ref(parsed.name, f"v{version.number}", parsed.path)
         return Found(str(named), version.snapshot, version, parsed.path, entry)
 
     def ls(self, ref: str, *, recursive: bool = False) -> Iterator[tuple[bytes, Entry]]:
         """Yield (path below the ref, entry) of what a directory holds, in name order; of a file: itself."""
-        from vault.repo.trees import TreeReader
+        from vault.ops.listing import list_entries
 
-        found = self.find(ref)
-        return list_entries(TreeReader(self.repository.object_reader()), found.entry, recursive=recursive)
+        return list_entries(self._trees, self.find(ref).entry, recursive=recursive)
 
-    def read(self, ref: str) -> Iterator[bytes]:
-        """Yield the content of a file in pieces. It is proven when the iterator has ended without an error."""
+    def read(self, ref: str) -> bytes:
+        """Return the content of a file, verified. For one that memory does not hold see `read_pieces`.
+
+        Raises:
+            UsageError: the ref names a folder or a symlink.
+            IntegrityError, ObjectMissing: it is damaged.
+        """
+        return b"".join(self.read_pieces(ref))
+
+    def read_pieces(self, ref: str) -> Iterator[bytes]:
+        """Yield the content of a file piece by piece. It is proven when the iterator has ended without an error."""
         from vault.repo.content import read_content
 
-        found = self.find(ref)
-        if not found.entry.is_file:
-            raise UsageError(f"{ref} is no file")
-        return map(bytes, read_content(self.repository.object_reader(), found.entry))
+        entry = self.find(ref).entry
+        if entry.kind == Kind.DIRECTORY:
+            raise UsageError(f"{ref} is a folder: 'vault ls {ref}' lists it")
+        if entry.kind == Kind.SYMLINK:
+            raise UsageError(f"{ref} is a symlink to {entry.target.decode(errors='backslashreplace')}: name that instead")
+        return map(bytes, read_content(self.repository.object_reader(), entry))
 
     def diff(self, old: str, new: str) -> "Iterator[Change]":
         """Yield what turns one version, or one folder of it, into another. Paths are below the refs."""
         from vault.ops.diff import diff_entries
-        from vault.repo.trees import TreeReader
 
         before, after = self.find(old), self.find(new)
-        return diff_entries(TreeReader(self.repository.object_reader()), before.entry, after.entry)
+        return diff_entries(self._trees, before.entry, after.entry)
 
     def checkout(self, ref: str, target: StrPath, *, progress: Progress = SILENT) -> "CheckoutResult":
-        """Copy a version, a folder or a file of it to a new or empty place, every byte verified."""
+        """Copy a version, a folder or a file of it to a new or empty place, every byte verified.
+
+        Raises:
+            UsageError: there is something at the target.
+            TargetUnwritable, StoreFull: it cannot be written; nothing stays.
+        """
         from vault.ops.checkout import checkout
 
         found = self.find(ref)
@@ -185,11 +215,47 @@ class Vault:
 
     # Runs.
 
-    def runs(self, wanted: "Filter | None" = None) -> "Iterator[Run]":
-        """Yield recorded runs, those that started last first."""
+    def runs(
+        self,
+        *,
+        dataset: str = "",
+        user: str = "",
+        host: str = "",
+        since: datetime | None = None,
+        classes: Iterable[str] = (),
+    ) -> "Iterator[Run]":
+        """Yield recorded runs, those that started last first. What is left out does not filter.
+
+        Args:
+            dataset: those that opened files of this dataset, in any version.
+            user: those of this user.
+            host: those that were seen on this host.
+            since: those that ended, or were last seen, no earlier; a time without a zone is local time.
+            classes: those of these kinds of programs: training, shell, indexer, backup, unknown.
+
+        Raises:
+            UsageError: there is no such class.
+            StoreError: the store cannot be read.
+        """
+        from vault.format.records import ProcessClass
         from vault.ops.audit import Filter
 
-        return self.open_audit().runs(wanted or Filter())
+        try:
+            kinds = frozenset(map(ProcessClass, classes))
+        except ValueError as error:
+            raise UsageError(f"{error}; known are {', '.join(ProcessClass)}") from None
+        since_ns = int(since.timestamp() * 1e9) if since is not None else 0
+        wanted = Filter(dataset=dataset, user=user, host=host, since_ns=since_ns, classes=kinds)
+        return self.open_audit().runs(wanted)
+
+    def run(self, run: str) -> "Run":
+        """Return a run by its ID, or by as much of its beginning or end as no other run has.
+
+        Raises:
+            RefNotFound: there is none; the error has near ones.
+            AmbiguousRef: there are several.
+        """
+        return self.open_audit().run(run)
 
     def audit(self, target: str, *, content: bool = False) -> "Iterator[Read]":
         """Yield who opened a dataset, a version, or a folder or file of one.
@@ -201,16 +267,21 @@ class Vault:
         Raises:
             RefNotFound: it names nothing.
         """
-        audit = self.open_audit()
+        return self.audit_with(self.open_audit(), target, content=content)
+
+    def audit_with(self, audit: "Audit", target: str, *, content: bool = False) -> "Iterator[Read]":
+        """Do the same as `audit`, for one of several questions to what `open_audit` has returned."""
         if target.startswith("b3:"):
             return audit.readers_of_content(parse_digest(target))
         ref = parse_ref(target)
         if "@" not in target and not content:
+            self._version(ref)
             return audit.readers_of_dataset(ref.name)
+        self.find(target)
         return audit.readers_of(ref, content=content)
 
     def opened_files(self, run: str) -> "Iterator[OpenedFile]":
-        """Yield every file that a run opened. `run` is its ID, or as much of it as no other run has."""
+        """Yield every file that a run opened, in the order of the tree. The run is named as for `run`."""
         audit = self.open_audit()
         return audit.opened_files(audit.run(run))
 
@@ -220,13 +291,39 @@ class Vault:
         from vault.repo.shipping import ship_all
 
         repository = self.repository
-        ship_all(repository.store, os.path.join(repository.cache_dir, "spool"), store_id=repository.config.store)
+        done = ship_all(repository.store, os.path.join(repository.cache_dir, "spool"), store_id=repository.config.store)
+        if done.waiting:
+            logger.warning("%d records of this machine's mounts are not in the answer: %s", done.waiting, done.error)
         return Audit(repository)
 
+    @cached_property
+    def _trees(self) -> "TreeReader":
+        from vault.repo.trees import TreeReader
+
+        return TreeReader(self.repository.object_reader())
+
     def _version(self, ref: Ref) -> Version:
-        version = self.repository.datasets.resolve(ref).version
+        try:
+            version = self.repository.datasets.resolve(ref).version
+        except RefNotFound as error:
+            near = self._with_selector(ref) if error.what == "dataset" else ""
+            if near:
+                raise RefNotFound(error.text, error.what, [near]) from None
+            raise
         assert version is not None
         return version
+
+    def _with_selector(self, ref: Ref) -> str:
+        """Return what was meant by `imagenet/train`, if there is a dataset `imagenet`: a path comes after a selector."""
+        name, slash, path = ref.name.rpartition("/")
+        while slash:
+            try:
+                self.repository.datasets.load(name)
+                return f"{name}@{ref.selector}/{path}"
+            except RefError:
+                name, slash, rest = name.rpartition("/")
+                path = f"{rest}/{path}"
+        return ""
 
 
 def open_vault(store: str | None = None, *, cache_dir: str | None = None) -> Vault:
@@ -263,4 +360,4 @@ def _chosen_store(store: str | None) -> str:
 
 
 def _chosen_cache(cache_dir: str | None) -> str:
-    return load_settings().cache_dir if cache_dir is None else os.path.abspath(os.path.expanduser(cache_dir))
+    return load_settings().cache_dir if cache_dir is None else absolute(cache_dir)

@@ -22,7 +22,9 @@
     │   ├── SourceChanged           a file changed while it was read
     │   ├── SourceUnreadable
     │   ├── SpecialFile             socket, device or FIFO in a dataset
+    │   ├── TargetUnwritable        where a checkout is to go
     │   └── ObjectMissing           named, but in no pack
+    ├── CacheUnusable               this machine's cache directory
     ├── MountError
     ├── RecordingError              an open that cannot be put on record, so it is refused
     └── UsageError                  an argument that makes no sense
@@ -200,7 +202,7 @@ class AmbiguousRef(RefError):
         self.candidates = tuple(candidates)
 
     def __str__(self) -> str:
-        return f"{self.text} could be {', '.join(self.candidates)}: give more digits"
+        return f"{self.text} could be {', '.join(self.candidates)}: give more of it"
 
 
 class RepositoryError(VaultError):
@@ -267,6 +269,18 @@ class SpecialFile(RepositoryError):
         return f"{self.path} is a {self.kind}{more}: remove it, --exclude it, or pass --skip-special"
 
 
+class TargetUnwritable(RepositoryError):
+    """A place outside of the store cannot be written."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot write {self.path}: {self.reason}"
+
+
 class ObjectMissing(RepositoryError):
     """A tree names an object that no pack holds."""
 
@@ -276,6 +290,18 @@ class ObjectMissing(RepositoryError):
 
     def __str__(self) -> str:
         return f"object {self.digest[:12]} is in no pack of the store: run 'vault verify'"
+
+
+class CacheUnusable(VaultError):
+    """A file of the cache directory cannot be opened. It holds nothing that the store does not have."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot use the cache in {self.where}: {self.reason}; set VAULTFS_CACHE_DIR to a folder that you may write"
 
 
 class MountError(VaultError):

@@ -110,6 +110,9 @@ def parse_ref(text: str) -> Ref:
         InvalidRef: the text does not fit the grammar.
     """
     name, at, rest = text.partition("@")
+    if name.startswith(("/", ".")) and at:
+        meant = text[len(name) - len(name.rpartition("/")[2]) :]
+        raise InvalidRef(text, f"a ref begins with the dataset's name, not with a folder; did you mean {meant}?")
     check_name(name)
     if not at:
         return Ref(name, LATEST)

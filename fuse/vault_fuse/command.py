@@ -9,16 +9,23 @@ import click
 
 from vault.cli.commands import examples
 from vault.cli.options import Session, session_options
+from vault.cli.output import one_line
 from vault.errors import MountError
 from vault.repo.liveness import is_alive, start_ticks
 from vault.repo.repository import Repository
 from vault.stores.registry import open_store
 from vault_fuse import device as fuse_device
 from vault_fuse.background import run_in_background
+from vault_fuse.bounded import call_bounded
 from vault_fuse.mounting import ENGINES, MountOptions, check_mountpoint, choose_engine, run_mount
 from vault_fuse.users import users_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 _END_TIMEOUT_S: Final = 20.0
+_LOOK_TIMEOUT_S: Final = 2.0
 _USERS_NAMED_MAX: Final = 5
 
 
@@ -52,7 +59,7 @@ def mount(
     """Show every version of every dataset below the empty folder DIR, and record who reads what.
 
     DIR/imagenet@v2/… is a version, DIR/imagenet@latest and labels are symlinks to one; new versions appear by
-    themselves. Everything is read-only. Returns when the mount answers.
+    themselves. Everything is read-only. Returns when the mount answers; it stays until 'vault umount DIR'.
     """
     url = open_store(session.store).url  # absolute: the mount runs in another folder
     repository = Repository.open(open_store(url), session.cache_dir)
@@ -65,11 +72,11 @@ def mount(
     log = os.path.abspath(log or _default_log(repository.cache_dir, options.path))
     cache_dir = session.cache_dir
     record = {"path": options.path, "engine": options.engine, "store": url}
-    text = f"{url} is mounted on {options.path}"
+    text = one_line(f"{url} is mounted on {options.path}")
     if foreground:
 
         def say() -> None:
-            session.out.summary({**record, "pid": os.getpid()}, text)
+            session.out.summary({**record, "pid": os.getpid(), "log": None}, text)
             sys.stdout.flush()
 
         run_mount(lambda: open_store(url), cache_dir, options, say)
@@ -78,10 +85,21 @@ def mount(
         lambda ready: run_mount(lambda: open_store(url), cache_dir, options, ready), path=options.path, log=log
     )
     session.out.summary({**record, "pid": pid, "log": log}, text)
+    session.out.note(f"what is read there is recorded: see 'vault runs'; take it away with 'vault umount {path}'")
+
+
+def _complete_mounts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    from click.shell_completion import CompletionItem
+
+    try:
+        paths = [entry.path for entry in fuse_device.mounts() if entry.fs_type == fuse_device.FS_TYPE]
+    except OSError:
+        return []
+    return [CompletionItem(path) for path in paths if path.startswith(incomplete)] or [CompletionItem("", "dir")]
 
 
 @click.command(epilog=examples("vault umount /vault", "vault umount --lazy /vault"))
-@click.argument("path", metavar="DIR", type=click.Path())
+@click.argument("path", metavar="DIR", type=click.Path(), shell_complete=_complete_mounts)
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of sight now; it ends when its last user does.")
 @session_options
 def umount(session: Session, path: str, lazy: bool) -> None:
@@ -102,7 +120,7 @@ def umount(session: Session, path: str, lazy: bool) -> None:
         raise MountError(path, f"cannot be unmounted: {error.strerror}") from error
     if supervisor and not lazy and not _wait_for_end(*supervisor):
         session.out.note(f"process {supervisor[0]} is still writing what it has on record")
-    session.out.summary({"path": path, "lazy": lazy}, f"{path} is unmounted")
+    session.out.summary({"path": path, "lazy": lazy}, one_line(f"{path} is unmounted"))
 
 
 def _default_log(cache_dir: str, path: str) -> str:
@@ -116,10 +134,14 @@ def _mounted_elsewhere() -> str:
 
 def _supervisor_of(path: str) -> tuple[int, int] | None:
     """Return process ID and start ticks of the mount's first process, or None if it does not say."""
-    try:
+
+    def read_pid() -> int:
         with open(os.path.join(path, ".vault", "pid"), encoding="ascii") as file:
-            pid = int(file.read(32))
-    except (OSError, ValueError):
+            return int(file.read(32))
+
+    try:
+        pid = call_bounded(read_pid, _LOOK_TIMEOUT_S)
+    except (OSError, ValueError, EOFError):  # TimeoutError is an OSError
         return None
     ticks = start_ticks(pid)
     return None if ticks is None else (pid, ticks)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vault.clock import parse_time
-from vault.errors import RefNotFound
+from vault.errors import AmbiguousRef, RefNotFound
 from vault.format.journal import encode_entry
 from vault.format.readset import Segment, encode_readset, join_segments
 from vault.format.records import RUN_KINDS, End, ProcessClass, Reads, RecordEntry, Start, run_journal
@@ -259,8 +259,11 @@ def test_runs_are_found_by_their_first_letters(repository, writer):
     writer.record("slurm-main-18")
     audit = Audit(repository)
     assert audit.run("slurm-main-17").run == "slurm-main-17"
-    with pytest.raises(RefNotFound, match=r"slurm-main-17, slurm-main-18|slurm-main-18, slurm-main-17"):
+    assert audit.run("n-18").run == "slurm-main-18"
+    with pytest.raises(AmbiguousRef, match=r"slurm-main-17, slurm-main-18|slurm-main-18, slurm-main-17"):
         audit.run("slurm")
+    with pytest.raises(RefNotFound, match=r"did you mean slurm-main-1"):
+        audit.run("slurm-main-19")
     with pytest.raises(RefNotFound):
         audit.run("nothing")
 

@@ -2,15 +2,15 @@
 
 import click
 
-from vault.cli.cmd_runs import opened_text, run_record, when_text
+from vault.cli.cmd_runs import opened_text, run_record, run_text, who_text
 from vault.cli.commands import examples
-from vault.cli.options import Session, complete_ref, session_options
-from vault.cli.output import command_text, count_text, name_shown, name_text
+from vault.cli.options import Session, complete_ref, complete_run, session_options
+from vault.cli.output import count_text, digest_text, name_text
 from vault.errors import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vault.ops.audit import Read
+    from vault.ops.audit import Audit, Read
 
 
 @click.command(
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 )
 @click.argument("target", default="", shell_complete=complete_ref)
 @click.option("--content", is_flag=True, help="Also files with the same bytes, by any name in any version.")
-@click.option("--run", "run_id", default="", metavar="RUN", help="Show what this run opened.")
+@click.option("--run", "run_id", default="", metavar="RUN", shell_complete=complete_run, help="Show what this run opened.")
 @click.option("--files", is_flag=True, help="With --run: every file.")
 @session_options
 def audit(session: Session, target: str, content: bool, run_id: str, files: bool) -> None:
     """Show which runs opened TARGET: a dataset, a version, a folder, a file, or the digest of a content.
 
-    What is claimed is "opened", never "trained on". With --run, show what one run opened.
+    What is claimed is "opened", never "trained on". With --run, show what one run opened; RUN is its ID, or as much of
+    the ID's beginning or end as no other run has.
     """
     if bool(target) == bool(run_id):
         raise UsageError("give either a TARGET (a dataset, or NAME@SELECTOR/PATH) or --run RUN")
@@ -38,45 +39,43 @@ def audit(session: Session, target: str, content: bool, run_id: str, files: bool
         raise UsageError("--files goes with --run RUN")
     if run_id and content:
         raise UsageError("--content goes with a TARGET")
+    vault, out = session.open(), session.out
+    found = vault.open_audit()
     if run_id:
-        _show_run(session, run_id, files=files)
+        _show_run(session, found, run_id, files=files)
         return
     count = 0
     seen = set()
-    vault = session.open()
-    for read in vault.audit(target, content=content):
+    for read in vault.audit_with(found, target, content=content):
         count += 1
         seen.add(read.run.run)
-        session.out.answer("read", _read_record(read), _read_text(read))
-    session.out.summary(
-        {"target": target, "content": content, "reads": count, "runs": len(seen)},
-        None if count else f"no run on record has opened {target}",
-    )
+        out.answer("read", _read_record(read), _read_text(session, read))
+    out.summary({"target": target, "content": content, "reads": count, "runs": len(seen)})
+    for snapshot in sorted(found.unreadable):
+        out.note(f"snapshot {digest_text(snapshot)} cannot be read: what it holds is not in the answer")
+    if not count:
+        out.note(f"no run on record has opened {target}")
 
 
-def _show_run(session: Session, run_id: str, *, files: bool) -> None:
-    found = session.open().open_audit()
-    run = found.run(run_id)
-    out = session.out
-    if files:
-        count = 0
-        for opened in found.opened_files(run):
-            count += 1
-            out.answer(
-                "file",
-                {
-                    "snapshot": opened.snapshot.hex(),
-                    "ref": opened.ref,
-                    "path": name_text(opened.path),
-                    "opens": opened.opens,
-                },
-                f"{opened.ref}/{name_shown(opened.path)}",
-            )
-        out.summary({"run": run.run, "files": count})
+def _show_run(session: Session, found: "Audit", run_id: str, *, files: bool) -> None:
+    run, out = found.run(run_id), session.out
+    if not files:
+        for read in found.reads_of(run):
+            out.answer("read", _read_record(read))
+        out.lines([run_text(session, found, run)])
+        out.summary({"run": run.run, "record": run_record(found, run)})
         return
-    for read in found.reads_of(run):
-        out.answer("read", _read_record(read), f"{read.ref}  {opened_text(read.files_opened, read.files_total)}")
-    out.summary({"run": run.run, "record": run_record(found, run)}, f"run {run.run}: {command_text(run.command, 200)}")
+    count = 0
+    for opened in found.opened_files(run):
+        count += 1
+        record = {
+            "snapshot": opened.snapshot.hex(),
+            "ref": opened.ref,
+            "path": name_text(opened.path),
+            "opens": opened.opens,
+        }
+        out.answer("file", record, f"{opened.ref}/{out.name(opened.path)}")
+    out.summary({"run": run.run, "files": count})
 
 
 def _read_record(read: "Read") -> dict[str, object]:
@@ -100,8 +99,12 @@ def _read_record(read: "Read") -> dict[str, object]:
     return record
 
 
-def _read_text(read: "Read") -> str:
-    what = read.ref if read.path is None else f"{read.ref}/{name_shown(read.path)}"
+def _read_text(session: Session, read: "Read") -> str:
+    out = session.out
+    what = read.ref if read.path is None else f"{read.ref}/{out.name(read.path)}"
     opened = opened_text(read.files_opened, read.files_total) if read.opens is None else count_text(read.opens, "open")
-    who = f"{read.run.user}@{read.run.host}"
-    return f"{read.run.run}  {when_text(read.run)}  {who}  {what}  {opened}\n    {command_text(read.run.command)}"
+    return (
+        f"{out.styled(read.run.run, 'yellow')}  {who_text(read.run)}\n"
+        f"    {out.command(read.run.command, indent=4)}\n"
+        f"    {what}  {opened}"
+    )

@@ -1,6 +1,6 @@
 """`vault commit`."""
 
-import threading
+from functools import partial
 
 import click
 
@@ -8,7 +8,6 @@ from vault.cli.commands import examples
 from vault.cli.options import Session, complete_dataset, session_options
 from vault.cli.output import count_text, digest_text, size_text
 from vault.errors import VaultError
-from vault.progress import Progress
 
 
 @click.command(
@@ -16,6 +15,7 @@ from vault.progress import Progress
         'vault commit ./imagenet imagenet -m "as downloaded"',
         "vault commit ./imagenet imagenet --exclude '*.tmp' --exclude /cache/",
         "vault commit model.safetensors resnet50 --json",
+        "REF=$(vault commit -q ./imagenet imagenet)",
     )
 )
 @click.argument("source", type=click.Path(path_type=bytes))
@@ -40,30 +40,35 @@ def commit(
 
     Only what is new is stored; files whose size, times and inode are those of the last commit are not even read.
     Patterns in .vaultignore files are heeded. It can be interrupted at any time: what was stored is not stored again.
+    With --quiet the new version's name is all that is printed.
     """
     vault, out = session.open(), session.out
-    with out.progress() as progress:
-        _count_ahead(progress, source, exclude)
-        made = vault.commit(
-            source,
-            dataset,
-            message=message,
-            author=author,
-            exclude=exclude,
-            skip_special=skip_special,
-            allow_unchanged=allow_unchanged,
-            progress=progress,
-        )
+    with out.progress(partial(_count, source, exclude)) as progress:
+        try:
+            made = vault.commit(
+                source,
+                dataset,
+                message=message,
+                author=author,
+                exclude=exclude,
+                skip_special=skip_special,
+                allow_unchanged=allow_unchanged,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            out.note("no version was made; what was stored so far is not stored again by the next commit")
+            raise
     if made.skipped_special:
         out.note(f"left out {count_text(made.skipped_special, 'special file')} (sockets, devices, FIFOs)")
-    ref = f"{made.dataset}@v{made.version}"
-    totals = f"{ref}  {digest_text(made.snapshot)}  {count_text(made.files, 'file')}  {size_text(made.size_bytes)}"
+    if not made.files:
+        out.note(f"there is no file in it{' but what is excluded' if made.excluded else ''}")
+    totals = f"{digest_text(made.snapshot)}  {count_text(made.files, 'file')}  {size_text(made.size_bytes)}"
     news = "nothing new, no version made" if made.unchanged else f"{size_text(made.stored_bytes)} stored"
     out.summary(
         {
             "dataset": made.dataset,
             "version": made.version,
-            "ref": ref,
+            "ref": made.ref,
             "snapshot": made.snapshot.hex(),
             "files": made.files,
             "bytes": made.size_bytes,
@@ -75,29 +80,24 @@ def commit(
             "unchanged": made.unchanged,
             "elapsed_s": round(out.elapsed_s, 3),
         },
-        f"{totals}  ({news})",
+        f"{out.styled(made.ref, 'yellow')}  {totals}  ({news})",
     )
+    if out.quiet:
+        out.lines([made.ref])
 
 
-def _count_ahead(progress: Progress, source: bytes, exclude: tuple[str, ...]) -> None:
-    """Count what there is to do, beside the work, so that the bar can tell the time left. Only where one is drawn."""
-    from vault.cli.progress_bar import ProgressBar
+def _count(source: bytes, exclude: tuple[str, ...]) -> tuple[int, int]:
+    """Return how many files and bytes there are to commit, as far as a second walk beside the first can tell."""
+    import os
 
-    if isinstance(progress, ProgressBar):
-        threading.Thread(target=_count, args=(progress, source, exclude), daemon=True).start()
-
-
-def _count(bar: "object", source: bytes, exclude: tuple[str, ...]) -> None:
-    from vault.cli.progress_bar import ProgressBar
     from vault.ops.source import SourceFile, Walk
 
-    assert isinstance(bar, ProgressBar)
     files = size_bytes = 0
     try:
-        for step in Walk(source, exclude=[pattern.encode() for pattern in exclude], skip_special=True):
+        for step in Walk(source, exclude=[os.fsencode(pattern) for pattern in exclude], skip_special=True):
             if isinstance(step, SourceFile):
                 files += 1
                 size_bytes += step.size
     except VaultError:
-        return  # the commit itself says what is wrong
-    bar.files_total, bar.size_bytes_total = files, size_bytes
+        return 0, 0  # the commit itself says what is wrong
+    return files, size_bytes

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 
 import click
 
+from vault.cli.cmd_ls import kind_name
 from vault.cli.commands import examples
+from vault.cli.exit_codes import FINDINGS, OK
 from vault.cli.options import Session, complete_ref, session_options
-from vault.cli.output import count_text, name_shown, name_text, size_text
+from vault.cli.output import name_text, size_text
 from vault.format.tree import Entry
 from vault.ops.diff import Change, ChangeKind
 
-_SIGNS = {ChangeKind.ADDED: "+", ChangeKind.REMOVED: "-", ChangeKind.CHANGED: "~"}
+_SIGNS = {ChangeKind.ADDED: ("+", "green"), ChangeKind.REMOVED: ("-", "red"), ChangeKind.CHANGED: ("~", "yellow")}
 
 
 @click.command(
@@ -19,14 +21,16 @@ _SIGNS = {ChangeKind.ADDED: "+", ChangeKind.REMOVED: "-", ChangeKind.CHANGED: "~
         "vault diff imagenet@v1 imagenet@v2",
         "vault diff --stat imagenet@v1/train imagenet@v2/train",
         "vault diff --name-only imagenet@v1 imagenet@latest",
+        "vault diff --exit-code imagenet@v1 imagenet@best && echo equal",
     )
 )
 @click.argument("old", shell_complete=complete_ref)
 @click.argument("new", shell_complete=complete_ref)
 @click.option("--stat", is_flag=True, help="Only counts, by folder.")
 @click.option("--name-only", is_flag=True, help="Only the paths that differ.")
+@click.option("--exit-code", is_flag=True, help="Exit status 1 if there is a difference.")
 @session_options
-def diff(session: Session, old: str, new: str, stat: bool, name_only: bool) -> None:
+def diff(session: Session, old: str, new: str, stat: bool, name_only: bool, exit_code: bool) -> int:
     """Show what turns OLD into NEW: paths added (+), removed (-) and changed (~), and how much.
 
     Equal folders are skipped, so the time is that of the change and not of the dataset.
@@ -42,38 +46,51 @@ def diff(session: Session, old: str, new: str, stat: bool, name_only: bool) -> N
         if stat:
             folders.setdefault(change.path.rpartition(b"/")[0], Counter())[change.kind] += 1
         else:
-            out.answer("change", _record(change), name_shown(change.path) if name_only else _text(change))
+            text = out.name(change.path) or "." if name_only else _text(session, change)
+            out.answer("change", _record(change), text)
     for folder, kinds in folders.items():
         record: dict[str, object] = {"path": name_text(folder), **{str(kind): kinds[kind] for kind in ChangeKind}}
-        out.answer("folder", record, f"{_counts_text(kinds):>30}  {name_shown(folder) or '.'}")
+        out.answer("folder", record)
+    if folders and not out.as_json:
+        out.table(
+            [*(_row(out.name(folder) or ".", kinds) for folder, kinds in folders.items())], right=frozenset((0, 1, 2))
+        )
     summary: dict[str, object] = {str(kind): counts[kind] for kind in ChangeKind}
-    text = f"{_counts_text(counts)}; {size_text(added_bytes)} came, {size_text(removed_bytes)} went"
-    out.summary(
-        {"old": old, "new": new, **summary, "added_bytes": added_bytes, "removed_bytes": removed_bytes},
-        None if name_only else text if counts else "no difference",
-    )
+    out.summary({"old": old, "new": new, **summary, "added_bytes": added_bytes, "removed_bytes": removed_bytes})
+    if not out.as_json and not name_only:
+        moved = f"; {size_text(added_bytes)} came, {size_text(removed_bytes)} went"
+        out.note(f"{_counts_text(counts)}{moved if counts else ''}")
+    return FINDINGS if counts and exit_code else OK
 
 
 def _record(change: Change) -> dict[str, object]:
     record: dict[str, object] = {"kind": str(change.kind), "path": name_text(change.path)}
     for side, entry in (("old", change.old), ("new", change.new)):
         if entry is not None:
-            record[side] = {"kind": entry.kind.name.lower(), "bytes": entry.size, "digest": entry.digest.hex()}
+            record[side] = {"kind": kind_name(entry.kind), "bytes": entry.size, "digest": entry.digest.hex()}
     return record
 
 
-def _text(change: Change) -> str:
-    return f"{_SIGNS[change.kind]} {name_shown(change.path)}{''.join(_sizes(change.old, change.new))}"
+def _text(session: Session, change: Change) -> str:
+    out = session.out
+    sign, style = _SIGNS[change.kind]
+    name = out.name(change.path) or "."  # "" if two files were compared
+    return f"{out.styled(f'{sign} {name}', style)}{''.join(_sizes(change.old, change.new))}"
 
 
 def _sizes(old: Entry | None, new: Entry | None) -> Iterator[str]:
     if old is not None and new is not None:
         if old.kind != new.kind:
-            yield f"  {old.kind.name.lower()} -> {new.kind.name.lower()}"
+            yield f"  {kind_name(old.kind)} -> {kind_name(new.kind)}"
         if old.size != new.size:
-            yield f"  {size_text(old.size)} -> {size_text(new.size)}"
+            before, after = size_text(old.size), size_text(new.size)
+            yield f"  {before} -> {after}" if before != after else f"  {old.size:,} -> {new.size:,} bytes"
+
+
+def _row(name: str, counts: "Counter[ChangeKind]") -> tuple[str, ...]:
+    return (*(f"{sign}{counts[kind]:,}" if counts[kind] else "" for kind, (sign, _) in _SIGNS.items()), name)
 
 
 def _counts_text(counts: "Counter[ChangeKind]") -> str:
     words = [f"{counts[kind]:,} {kind}" for kind in ChangeKind if counts[kind]]
-    return ", ".join(words) or count_text(0, "change")
+    return ", ".join(words) or "no difference"

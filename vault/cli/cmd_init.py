@@ -21,4 +21,6 @@ def init(session: Session, place: str) -> None:
     record = {"store": vault.url, "id": vault.repository.config.store}
     session.out.summary(record, f"made an empty store in {vault.url}")
     if place and place != session.store:
-        session.out.note(f"use it with: export VAULTFS_STORE={vault.url}")
+        import shlex
+
+        session.out.note(f"use it with: export VAULTFS_STORE={shlex.quote(vault.url)}")

@@ -3,21 +3,30 @@
 import click
 
 from vault.cli.commands import examples
-from vault.cli.options import Session, complete_dataset, session_options
-from vault.cli.output import count_text, digest_text, size_text, time_text
+from vault.cli.options import Session, complete_ref, session_options
+from vault.cli.output import count_text, digest_text, one_line, size_text, time_text
+from vault.errors import UsageError
+from vault.ids import parse_ref
 from vault.repo.datasets import Dataset, Version
 
 
-@click.command(epilog=examples("vault log imagenet", "vault log imagenet -n 5 --json"))
-@click.argument("dataset", shell_complete=complete_dataset)
+@click.command(epilog=examples("vault log imagenet", "vault log imagenet -n 5 --json", "vault log imagenet@v3"))
+@click.argument("dataset", metavar="DATASET[@SELECTOR]", shell_complete=complete_ref)
 @click.option("-n", "--number", type=click.IntRange(min=1), default=None, help="Show the newest N versions only.")
 @session_options
 def log(session: Session, dataset: str, number: int | None) -> None:
-    """List the versions of DATASET, newest first, with who made them, when and why."""
-    found = session.open().dataset(dataset)
-    shown = found.versions[::-1][:number]
+    """List the versions of DATASET, newest first, with who made them, when and why.
+
+    With a selector: that version and what came before it.
+    """
+    vault, ref = session.open(), parse_ref(dataset)
+    if ref.path:
+        raise UsageError(f"versions are those of a whole dataset: vault log {ref.name}@{ref.selector}")
+    newest = vault.find(dataset).version.number if "@" in dataset else None
+    found = vault.dataset(ref.name)
+    shown = found.versions[:newest][::-1][:number]
     for version in shown:
-        session.out.answer("version", version_record(found, version), _text(found, version))
+        session.out.answer("version", version_record(found, version), _text(session, found, version))
     session.out.summary({"dataset": found.name, "versions": len(found.versions)})
 
 
@@ -45,9 +54,9 @@ def labels_of(dataset: Dataset, version: Version) -> list[str]:
     return latest + sorted(label for label, number in dataset.labels.items() if number == version.number)
 
 
-def _text(dataset: Dataset, version: Version) -> str:
+def _text(session: Session, dataset: Dataset, version: Version) -> str:
     labels = ", ".join(labels_of(dataset, version))
-    head = f"{dataset.name}@v{version.number}" + (f" ({labels})" if labels else "")
+    head = session.out.styled(f"{dataset.name}@v{version.number}", "yellow") + (f" ({labels})" if labels else "")
     size = f"{count_text(version.files, 'file')}  {size_text(version.size_bytes)}"
-    line = f"{head}  {digest_text(version.snapshot)}  {time_text(version.time)}  {version.author}  {size}"
-    return "\n".join([line, *(f"    {part}" for part in version.message.splitlines())])
+    line = f"{head}  {digest_text(version.snapshot)}  {time_text(version.time)}  {one_line(version.author)}  {size}"
+    return "\n".join([line, *(f"    {one_line(part)}" for part in version.message.splitlines())])

@@ -4,7 +4,7 @@ import click
 
 from vault.cli.commands import examples
 from vault.cli.options import Session, complete_ref, session_options
-from vault.cli.output import count_text, name_shown, name_text, size_text
+from vault.cli.output import count_text, name_text, size_text, time_text
 from vault.format.tree import Entry, Kind
 
 _KIND_NAMES = {
@@ -21,14 +21,17 @@ _KIND_NAMES = {
 @click.option("-R", "--recursive", is_flag=True, help="Everything below, as paths.")
 @session_options
 def ls(session: Session, ref: str, long: bool, recursive: bool) -> None:
-    """List all datasets, or what lies in REF (NAME@SELECTOR/PATH)."""
+    """List all datasets, or what lies in REF (NAME@SELECTOR/PATH).
+
+    Names that hold line breaks or are not UTF-8 are told apart for sure with --json.
+    """
     if not ref:
         _list_datasets(session)
         return
     count = 0
     for path, entry in session.open().ls(ref, recursive=recursive):
         count += 1
-        session.out.answer("entry", entry_record(path, entry), _text(path, entry, long=long))
+        session.out.answer("entry", entry_record(path, entry), _text(session, path, entry, long=long))
     session.out.summary({"ref": ref, "entries": count})
 
 
@@ -52,11 +55,12 @@ def kind_name(kind: Kind) -> str:
     return _KIND_NAMES[kind]
 
 
-def _text(path: bytes, entry: Entry, *, long: bool) -> str:
-    name = name_shown(path) + ("/" if entry.kind == Kind.DIRECTORY else "")
+def _text(session: Session, path: bytes, entry: Entry, *, long: bool) -> str:
+    out = session.out
+    name = out.name(path) + ("/" if entry.kind == Kind.DIRECTORY else "")
     if not long:
         return name
-    target = f" -> {name_shown(entry.target)}" if entry.kind == Kind.SYMLINK else ""
+    target = f" -> {out.name(entry.target)}" if entry.kind == Kind.SYMLINK else ""
     return f"{kind_name(entry.kind):10}  {entry.size:>15,}  b3:{entry.digest.hex()[:16]}  {name}{target}"
 
 
@@ -65,16 +69,20 @@ def _list_datasets(session: Session) -> None:
     names = vault.datasets()
     rows = []
     for name in names:
-        newest = vault.dataset(name).versions[-1:]
-        record: dict[str, object] = {"dataset": name, "versions": newest[0].number if newest else 0}
-        if newest:
-            record |= {"files": newest[0].files, "bytes": newest[0].size_bytes, "snapshot": newest[0].snapshot.hex()}
-            rows.append(
-                (name, f"v{newest[0].number}", count_text(newest[0].files, "file"), size_text(newest[0].size_bytes))
-            )
+        versions = vault.dataset(name).versions
+        record: dict[str, object] = {"dataset": name, "versions": len(versions)}
+        if versions:
+            newest = versions[-1]
+            record |= {
+                "files": newest.files,
+                "bytes": newest.size_bytes,
+                "snapshot": newest.snapshot.hex(),
+                "time": newest.time,
+            }
+            size = (count_text(newest.files, "file"), size_text(newest.size_bytes))
+            rows.append((name, f"v{newest.number}", *size, time_text(newest.time)))
         out.answer("dataset", record)
-    if rows and not out.as_json:
-        out.table(rows, right=frozenset((2, 3)))
+    out.table(rows, right=frozenset((2, 3)))
     out.summary({"datasets": len(names)})
     if not names:
         out.note("there are no datasets yet: make one with 'vault commit DIR NAME'")

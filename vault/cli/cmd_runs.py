@@ -1,11 +1,14 @@
 """`vault runs`."""
 
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+
 import click
 
 from vault.cli.commands import examples
 from vault.cli.options import Session, complete_dataset, session_options
-from vault.cli.output import command_text, count_text, time_text
-from vault.clock import now_ns, parse_time
+from vault.cli.output import count_text, one_line, time_text
+from vault.clock import now_ns
 from vault.errors import UsageError
 from vault.format.records import ProcessClass
 from vault.repo.runs import Input, Run
@@ -14,7 +17,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vault.ops.audit import Audit
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_INDENT = 4
 
 
 @click.command(
@@ -45,23 +49,24 @@ def runs(
     """
     from vault.ops.audit import Filter
 
+    vault = session.open()
+    if dataset:
+        vault.dataset(dataset)  # a name that was mistyped is an error, not an empty answer
     wanted = Filter(
-        dataset=dataset,
-        user=user,
-        host=host,
-        since_ns=parse_since(since),
-        classes=frozenset(map(ProcessClass, classes)),
+        dataset=dataset, user=user, host=host, since_ns=parse_since(since), classes=frozenset(map(ProcessClass, classes))
     )
-    audit = session.open().open_audit()
+    audit = vault.open_audit()
     count = 0
-    for run in audit.runs(wanted):
-        if number is not None and count == number:
-            break
+    for run in islice(audit.runs(wanted), number):
         count += 1
-        session.out.answer("run", run_record(audit, run), _text(audit, run))
+        session.out.answer("run", run_record(audit, run), run_text(session, audit, run))
     session.out.summary({"runs": count})
     if not count:
-        session.out.note("no runs on record; programs that read below a mount appear here by themselves")
+        filtered = wanted != Filter()
+        session.out.note(
+            "no run on record fits" if filtered else
+            "no runs on record; programs that read below a mount appear here by themselves"
+        )  # fmt: skip
 
 
 def run_record(audit: "Audit", run: Run) -> dict[str, object]:
@@ -89,18 +94,28 @@ def run_record(audit: "Audit", run: Run) -> dict[str, object]:
     }
 
 
+def run_text(session: Session, audit: "Audit", run: Run) -> str:
+    """Return what is known of a run, for people."""
+    lines = [
+        f"{session.out.styled(run.run, 'yellow')}  {who_text(run)}",
+        _indented(session.out.command(run.command, indent=4)),
+    ]
+    lines += [_indented(f"{used.ref}  {opened_text(used.opened, audit.files_total(used))}") for used in run.inputs]
+    lines += [_indented(f"not seen: {one_line(gap)}") for gap in run.gaps]
+    return "\n".join(lines)
+
+
+def who_text(run: Run) -> str:
+    """Return when a run was, whose it was and what it was, on one line."""
+    host = run.host if len(run.hosts) < 2 else f"{len(run.hosts)} hosts"
+    more = [count_text(run.processes, "process")] if run.processes > 1 else []
+    more += [f"{run.attempts} attempts"] if run.attempts > 1 else []
+    return f"{_when_text(run)}  {one_line(run.user)}@{one_line(host)}  {', '.join([str(run.process_class), *more])}"
+
+
 def opened_text(opened: int, total: int | None) -> str:
     """Return how many files were opened, of how many."""
     return f"{opened:,} of {'?' if total is None else f'{total:,}'} files opened"
-
-
-def when_text(run: Run) -> str:
-    """Return when a run was, for people."""
-    started = time_text(run.started)
-    if run.open_in:
-        return f"{started}, going on"
-    ended = time_text(run.ended or run.last_seen)
-    return started if ended == started else f"{started} to {ended.removeprefix(started[:11])}"
 
 
 def parse_since(text: str) -> int:
@@ -111,12 +126,21 @@ def parse_since(text: str) -> int:
     """
     if not text:
         return 0
-    if text[:-1].isdigit() and text[-1] in _UNITS_S:
-        return now_ns() - int(text[:-1]) * _UNITS_S[text[-1]] * 10**9
     try:
-        return parse_time(text)
-    except ValueError:
+        if text[-1] in _UNITS and text[:-1].isascii() and text[:-1].isdigit():
+            ago = timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
+            return int((datetime.fromtimestamp(now_ns() / 1e9, UTC) - ago).timestamp() * 1e9)
+        return int(datetime.fromisoformat(text).timestamp() * 1e9)
+    except (ValueError, OverflowError):
         raise UsageError(f"--since {text}: give 7d, 12h, 30m, a date or a time such as 2026-11-01T12:00") from None
+
+
+def _when_text(run: Run) -> str:
+    started = time_text(run.started)
+    if run.open_in:
+        return f"{started}, going on"
+    ended = time_text(run.ended or run.last_seen)
+    return started if ended == started else f"{started} to {ended.removeprefix(started[:11])}"
 
 
 def _input_record(audit: "Audit", used: Input) -> dict[str, object]:
@@ -130,12 +154,5 @@ def _input_record(audit: "Audit", used: Input) -> dict[str, object]:
     }
 
 
-def _text(audit: "Audit", run: Run) -> str:
-    host = run.host if len(run.hosts) < 2 else f"{len(run.hosts)} hosts"
-    more = [count_text(run.processes, "process")] if run.processes > 1 else []
-    more += [f"{run.attempts} attempts"] if run.attempts > 1 else []
-    head = f"{run.run}  {when_text(run)}  {run.user}@{host}  {', '.join([str(run.process_class), *more])}"
-    lines = [head, f"    {command_text(run.command)}"]
-    lines += [f"    {used.ref}  {opened_text(used.opened, audit.files_total(used))}" for used in run.inputs]
-    lines += [f"    not seen: {gap}" for gap in run.gaps]
-    return "\n".join(lines)
+def _indented(text: str) -> str:
+    return " " * _INDENT + text

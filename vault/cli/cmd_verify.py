@@ -5,7 +5,7 @@ import click
 from vault.cli.commands import examples
 from vault.cli.exit_codes import FINDINGS, OK
 from vault.cli.options import Session, session_options
-from vault.cli.output import count_text, size_text
+from vault.cli.output import count_text, one_line, size_text
 
 
 @click.command(epilog=examples("vault verify", "vault verify --data --json"))
@@ -22,7 +22,7 @@ def verify(session: Session, data: bool) -> int:
         verification = session.open().verify(data=data, progress=progress)
         for problem in verification:
             record: dict[str, object] = {"kind": str(problem.kind), "where": problem.where, "reason": problem.reason}
-            out.answer("problem", record, f"{problem.where}: {problem.reason}")
+            out.answer("problem", record, one_line(f"{problem.where}: {problem.reason}"))
     result = verification.result
     looked = (
         f"{count_text(result.versions, 'version')} of {count_text(result.datasets, 'dataset')}, "

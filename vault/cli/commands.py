@@ -9,6 +9,10 @@ from typing import Final, NamedTuple
 
 import click
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 
 class Place(NamedTuple):
     """Where a command is, and what it is for."""
@@ -17,24 +21,33 @@ class Place(NamedTuple):
     help: str
 
 
-COMMANDS: Final[Mapping[str, Place]] = {
-    "init": Place("vault.cli.cmd_init:init", "Make an empty store."),
-    "commit": Place("vault.cli.cmd_commit:commit", "Freeze a folder or file as a dataset's next version."),
-    "log": Place("vault.cli.cmd_log:log", "List the versions of a dataset."),
-    "ls": Place("vault.cli.cmd_ls:ls", "List datasets, or what lies in a version."),
-    "show": Place("vault.cli.cmd_show:show", "Show what is known of a version, a folder or a file."),
-    "cat": Place("vault.cli.cmd_cat:cat", "Print files of a version."),
-    "diff": Place("vault.cli.cmd_diff:diff", "Show what changed between two versions."),
-    "label": Place("vault.cli.cmd_label:label", "Put a label on a version, or take it away."),
-    "checkout": Place("vault.cli.cmd_checkout:checkout", "Copy a version into a folder of ordinary files."),
-    "mount": Place("vault_fuse.command:mount", "Show all versions as folders."),
-    "umount": Place("vault_fuse.command:umount", "Take a mount away."),
-    "runs": Place("vault.cli.cmd_runs:runs", "List the runs that read through a mount."),
-    "audit": Place("vault.cli.cmd_audit:audit", "Show who read what."),
-    "verify": Place("vault.cli.cmd_verify:verify", "Check a store and name what is damaged."),
-    "doctor": Place("vault_fuse.doctor:doctor", "Look over this machine and the store, and say what is wrong."),
-    "completion": Place("vault.cli.cmd_completion:completion", "Print what makes a shell complete commands and refs."),
+SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
+    "Versions": {
+        "init": Place("vault.cli.cmd_init:init", "Make an empty store."),
+        "commit": Place("vault.cli.cmd_commit:commit", "Freeze a folder or file as a dataset's next version."),
+        "log": Place("vault.cli.cmd_log:log", "List the versions of a dataset."),
+        "ls": Place("vault.cli.cmd_ls:ls", "List datasets, or what lies in a version."),
+        "show": Place("vault.cli.cmd_show:show", "Show what is known of a version, a folder or a file."),
+        "cat": Place("vault.cli.cmd_cat:cat", "Print files of a version."),
+        "diff": Place("vault.cli.cmd_diff:diff", "Show what changed between two versions."),
+        "label": Place("vault.cli.cmd_label:label", "Put a label on a version, or take it away."),
+    },
+    "Reading": {
+        "mount": Place("vault_fuse.command:mount", "Show all versions as folders; who reads them is recorded."),
+        "umount": Place("vault_fuse.command:umount", "Take a mount away."),
+        "checkout": Place("vault.cli.cmd_checkout:checkout", "Copy a version into a folder of ordinary files."),
+    },
+    "Who read what": {
+        "runs": Place("vault.cli.cmd_runs:runs", "List the runs that read through a mount."),
+        "audit": Place("vault.cli.cmd_audit:audit", "Show which runs opened a dataset, a version or a file."),
+    },
+    "Care": {
+        "verify": Place("vault.cli.cmd_verify:verify", "Check a store and name what is damaged."),
+        "doctor": Place("vault_fuse.doctor:doctor", "Look over this machine and the store, and say what to do."),
+        "completion": Place("vault.cli.cmd_completion:completion", "Print what makes a shell complete commands and refs."),
+    },
 }
+COMMANDS: Final[Mapping[str, Place]] = {name: place for places in SECTIONS.values() for name, place in places.items()}
 
 
 class CommandTable(click.Group):
@@ -55,18 +68,32 @@ class CommandTable(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or fail with near names."""
-        if args and args[0] not in COMMANDS:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            ctx.fail(f"There is no command '{args[0]}'.{hint}")
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"there is no command '{args[0]}'{hint}")
         return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Offer commands from the table alone, and options."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=p.help) for name, p in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands from the table alone."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, place.help) for name, place in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, places in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), place.help) for name, place in places.items()])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands first: they are what a reader looks for."""
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
 
 
 def examples(*lines: str) -> str:

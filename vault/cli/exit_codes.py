@@ -13,15 +13,15 @@ USAGE: Final = 2  # also click's
 NOT_FOUND: Final = 3
 STORE: Final = 4
 DAMAGED: Final = 5
-SOURCE: Final = 6
+SOURCE: Final = 6  # also the place that a checkout writes to
 MOUNT: Final = 7
 EXISTS: Final = 8
+SYSTEM: Final = 9  # a file of this machine outside of the store: the cache directory, the terminal, a log
 INTERNAL: Final = 70  # a bug of ours
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 
 EXIT_CODES: Final[dict[type[BaseException], int]] = {
-    errors.VaultError: INTERNAL,
     errors.StoreError: STORE,
     errors.IntegrityError: DAMAGED,
     errors.FormatError: DAMAGED,
@@ -34,9 +34,11 @@ EXIT_CODES: Final[dict[type[BaseException], int]] = {
     errors.SourceChanged: SOURCE,
     errors.SourceUnreadable: SOURCE,
     errors.SpecialFile: SOURCE,
+    errors.TargetUnwritable: SOURCE,
     errors.ObjectMissing: DAMAGED,
     errors.MountError: MOUNT,
     errors.RecordingError: MOUNT,
+    errors.CacheUnusable: SYSTEM,
     errors.UsageError: USAGE,
 }
 

@@ -1,6 +1,6 @@
 """What all commands share: `--store`, `--cache-dir`, `--json`, `--quiet`, and the session that they make.
 
-The same options may stand before the command's name. Completion of refs is here too: it must never fail or print.
+The same options may stand before the command's name. What completes them is in completion.py.
 """
 
 import logging
@@ -10,14 +10,18 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from vault.cli.output import Output
-from vault.settings import Settings, load_settings
+from vault.settings import absolute, load_settings, wants_color
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from vault.api import Vault
+    from vault.cli.completion import Complete
+
+COMPLETE_VARIABLE = "_VAULT_COMPLETE"  # set by a shell's completion: what it asks for
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,13 +49,13 @@ class Session:
         for name, value in given.items():
             if value:
                 setattr(self, name, value)
-        settings: Settings = load_settings()
-        self.store = self.store or settings.store
-        self.cache_dir = self.cache_dir or settings.cache_dir
-        self.engine = settings.engine
-        self.out = Output(as_json=self.as_json, quiet=self.quiet)
+        self.out = Output(as_json=self.as_json, quiet=self.quiet, color=wants_color())
         level = logging.INFO if self.verbose else logging.WARNING
-        logging.basicConfig(level=level, format="vault: %(message)s", force=True)
+        logging.basicConfig(level=level, format="%(message)s", handlers=[_Talk(self.out)], force=True)
+        settings = load_settings()
+        self.store = self.store or settings.store
+        self.cache_dir = absolute(self.cache_dir) if self.cache_dir else settings.cache_dir
+        self.engine = settings.engine
 
 
 def session_options(command: F) -> F:
@@ -73,43 +77,51 @@ def session_options(command: F) -> F:
 def shared_options() -> list[Callable[[F], F]]:
     """Return the options that every command has."""
     return [
-        click.option("--store", metavar="STORE", default="", help="Folder or URL of the store.  [env: VAULTFS_STORE]"),
         click.option(
-            "--cache-dir", metavar="DIR", default="", help="Where this machine's indexes lie.  [env: VAULTFS_CACHE_DIR]"
+            "--store",
+            metavar="STORE",
+            default="",
+            help="Folder or URL of the store.  [env: VAULTFS_STORE]",
+            shell_complete=completer("complete_folder"),
         ),
         click.option(
-            "--json", "as_json", is_flag=True, help="Print one JSON object a line; the last is a summary or an error."
+            "--cache-dir",
+            metavar="DIR",
+            default="",
+            help="Where this machine's indexes lie.  [env: VAULTFS_CACHE_DIR]",
+            shell_complete=completer("complete_folder"),
         ),
-        click.option("-q", "--quiet", is_flag=True, help="Print the answer and errors only."),
-        click.option("-v", "--verbose", is_flag=True, help="Say more about what is done."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object a line; the last is a summary or an error."),
+        click.option("-q", "--quiet", is_flag=True, help="Print the answer and errors only: no notes, no progress."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more; after a failure, where it came from."),
     ]
 
 
-def complete_ref(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer datasets, then versions and labels, then paths. Whatever fails, nothing is offered."""
-    try:
-        session = Session(store=ctx.params.get("store") or "", cache_dir=ctx.params.get("cache_dir") or "")
-        session.configure()
-        return [CompletionItem(value) for value in _refs(session.open(), incomplete) if value.startswith(incomplete)]
-    except Exception:  # noqa: BLE001 - a shell waits for words, not for reasons
-        return []
+def completer(name: str) -> "Complete":
+    """Return a function of completion.py, which is loaded when a shell asks."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+        from vault.cli import completion
+
+        found: Complete = getattr(completion, name)
+        return found(ctx, param, incomplete)
+
+    return complete
 
 
-def complete_dataset(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Offer names of datasets."""
-    return [item for item in complete_ref(ctx, param, incomplete) if "@" not in item.value]
+complete_ref = completer("complete_ref")
+complete_dataset = completer("complete_dataset")
+complete_label = completer("complete_label")
+complete_run = completer("complete_run")
 
 
-def _refs(vault: "Vault", incomplete: str) -> list[str]:
-    name, at, rest = incomplete.partition("@")
-    if not at:
-        return [found for dataset in vault.datasets() for found in (dataset, f"{dataset}@")]
-    selector, slash, path = rest.partition("/")
-    if not slash:
-        dataset = vault.dataset(name)
-        selectors = [*(f"v{version.number}" for version in dataset.versions), "latest", *dataset.labels]
-        return [f"{name}@{known}" for known in selectors]
-    folder = path.rpartition("/")[0]
-    prefix = f"{name}@{selector}/{folder}/" if folder else f"{name}@{selector}/"
-    found = vault.ls(prefix.rstrip("/"))
-    return [f"{prefix}{child.decode(errors='surrogateescape')}{'/' if entry.kind == 3 else ''}" for child, entry in found]
+class _Talk(logging.Handler):
+    """Says what is logged as part of the command's talk."""
+
+    def __init__(self, out: Output) -> None:
+        super().__init__()
+        self._out = out
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one thing."""
+        self._out.warn(f"vault: {self.format(record)}")

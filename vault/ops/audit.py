@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vault.clock import parse_time
-from vault.errors import FormatError, IntegrityError, KeyNotFound, RefError, RefNotFound, RepositoryError
+from vault.errors import AmbiguousRef, FormatError, IntegrityError, KeyNotFound, RefError, RefNotFound, RepositoryError
 from vault.format.records import ProcessClass
 from vault.format.tree import Kind
 from vault.ids import Digest, Ref, RunId, parse_ref
@@ -82,17 +82,23 @@ class Audit:
                 yield run
 
     def run(self, text: str) -> Run:
-        """Return the run of an ID, or the only one whose ID starts so.
+        """Return the run of an ID, or the only one whose ID starts or ends so.
 
         Raises:
             RefNotFound: there is none; the error has near ones.
+            AmbiguousRef: there are several.
         """
         exact = self._index.run(RunId(text)) if text else None
         if exact is not None:
             return exact
-        runs = [run for run in self._index.runs() if text and run.run.startswith(text)]
-        if len(runs) != 1:
-            raise RefNotFound(text, "run", [run.run for run in runs[:NEAR_MAX]])
+        known = list(self._index.runs())
+        runs = [run for run in known if text and (run.run.startswith(text) or run.run.endswith(text))]
+        if len(runs) > 1:
+            raise AmbiguousRef(f"run {text}", [run.run for run in runs[:NEAR_MAX]])
+        if not runs:
+            import difflib  # for mistakes alone
+
+            raise RefNotFound(text, "run", difflib.get_close_matches(text, [run.run for run in known], NEAR_MAX))
         return runs[0]
 
     def files_total(self, used: Input) -> int | None:

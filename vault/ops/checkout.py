@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vault.errors import RepositoryError, StoreFull, UsageError
+from vault.errors import StoreFull, TargetUnwritable, UsageError
 from vault.format.tree import Entry, Kind
 from vault.ids import Digest
 from vault.progress import SILENT, Progress
@@ -50,6 +50,7 @@ def checkout(
     Raises:
         UsageError: target exists.
         StoreFull: no space left there; nothing stays.
+        TargetUnwritable: for another reason; nothing stays.
         IntegrityError, ObjectMissing, StoreError: a file cannot be read; nothing stays.
     """
     target = os.path.abspath(target)
@@ -68,7 +69,7 @@ def checkout(
         _remove(partial)
         if error.errno in (28, 122):  # ENOSPC, EDQUOT
             raise StoreFull(os.fsdecode(target)) from error
-        raise RepositoryError(f"cannot write {os.fsdecode(target)}: {error.strerror}") from error
+        raise TargetUnwritable(os.fsdecode(target), error.strerror or str(error)) from error
     except BaseException:
         _remove(partial)
         raise

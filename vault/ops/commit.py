@@ -55,6 +55,11 @@ class CommitResult:
     skipped_special: int
     unchanged: bool  # the latest version has this snapshot already: no new version was made
 
+    @property
+    def ref(self) -> str:
+        """What to call it: imagenet@v3."""
+        return f"{self.dataset}@v{self.version}"
+
 
 @dataclass(slots=True)
 class _Counts:

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from vault.clock import monotonic_s
 from vault.errors import FormatError, KeyNotFound
 from vault.format.chunk_table import ChunkTable, decode_chunk_table
 from vault.format.layout import PACKS, WHOLE, index_digest
@@ -21,6 +22,7 @@ from vault.stores.base import ByteReader
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION: Final = 1
+LOOK_AGAIN_S: Final = 1.0
 _PLACE = struct.Struct("<IQQQBB")  # container offset length size codec kind
 _NUMBER = struct.Struct(">I")
 _OBJECTS, _CONTAINERS, _SEEN = b"objects", b"containers", b"seen"
@@ -117,6 +119,26 @@ class ObjectIndex:
             pairs = [(digest, _PLACE.pack(number, *place)) for digest, *place in rows]
             transaction.cursor(db=self._file.db(_OBJECTS)).putmulti(sorted(pairs), overwrite=False)
             transaction.put(container, b"", db=seen)
+
+
+class FreshIndex:
+    """Finds objects for readers: what the index does not know may have come since it was refreshed, so it looks again.
+
+    A look that brings nothing is not repeated for LOOK_AGAIN_S: in a store that lost many objects each miss would cost one.
+    """
+
+    def __init__(self, index: ObjectIndex) -> None:
+        self._index = index
+        self._again_s = 0.0
+
+    def find(self, object_digest: Digest) -> ObjectLocation | None:
+        """Return where an object is stored, or None."""
+        found = self._index.find(object_digest)
+        if found is not None or monotonic_s() < self._again_s:
+            return found
+        if not self._index.refresh():
+            self._again_s = monotonic_s() + LOOK_AGAIN_S
+        return self._index.find(object_digest)
 
 
 def open_index(path: str, store: ByteReader) -> ObjectIndex:

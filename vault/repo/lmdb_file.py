@@ -2,21 +2,30 @@
 
 Everything in it is derived and can be deleted. Writes are not synced one by one. What a process wrote before it died is
 safe in the page cache; after a power loss pages may be torn, so a marker says whether the file was written since it was
-last synced, and in which boot: a file that is dirty from another boot is rebuilt.
+last synced, and in which boot: a file that is dirty from another boot is rebuilt. Damage that shows only in use raises
+CacheDamaged: `renew` puts an empty file in its place, and so does the next process that opens it.
 
 Threads: safe. Processes: several may have a file open; an instance must not be used in a fork of its process, which opens
 its own. LMDB allows one environment for a file in a process, so instances of the same path share it.
 """
 
 import contextlib
+import fcntl
 import logging
 import os
+import secrets
 import shutil
+import struct
 import threading
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, Final
 
 import lmdb
+import msgspec
+import zstandard
+
+from vault.errors import CacheUnusable, VaultError
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +34,15 @@ _READERS_MAX: Final = 1024
 _DATABASES_MAX: Final = 16
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _CLEAN: Final = "clean"
+_LOCK_SIZE: Final = 128 << 10
+_NOT_ITS_FAULT: Final = (lmdb.ReadonlyError, lmdb.LockError, lmdb.MemoryError, lmdb.DiskError)  # the file may be good
+_DAMAGE: Final = (lmdb.Error, struct.error, LookupError, msgspec.MsgspecError, zstandard.ZstdError)  # also in what it holds
 _environments: dict[str, tuple[int, int, Any]] = {}  # path -> (process, instances, environment)
 _environments_lock = threading.Lock()
+
+
+class CacheDamaged(CacheUnusable):
+    """The file is not what LMDB or its user wrote. Nothing is lost: it is made anew from the store."""
 
 
 class LmdbFile:
@@ -41,56 +57,105 @@ class LmdbFile:
             databases: names of all databases that will be used.
 
         Raises:
-            OSError: the cache directory cannot be written.
+            CacheUnusable: the cache directory cannot be written.
         """
         self._path = path = os.path.realpath(path)
         self._marker = os.path.join(path, "state")
         self._names = tuple(databases)
         self._version = version
         self._boot = _boot_id()
-        try:
-            self._open()
-        except (lmdb.Error, ValueError) as error:
-            logger.warning("%s is rebuilt: %s", path, error)
-            shutil.rmtree(path, ignore_errors=True)
-            self._open()
+        with _translated(path), _one_at_a_time(path):
+            self._open_or_renew()
 
     def db(self, name: bytes) -> Any:
         """Return the handle of a database, for the `db` argument of a transaction."""
         return self._databases[name]
 
-    def read(self) -> Any:
-        """Return a read transaction, a context manager: a consistent view of all databases."""
-        return self._environment.begin()
+    def read(self) -> "_Reading":
+        """Return a read transaction, a context manager: a consistent view of all databases.
+
+        Raises:
+            CacheDamaged: when it is left, if what was met inside shows damage.
+        """
+        return _Reading(self)
 
     @contextlib.contextmanager
     def write(self) -> "Iterator[Any]":
-        """Give a write transaction, one at a time on this machine; left with an exception it changes nothing."""
-        with self._environment.begin(write=True) as transaction:
-            if self._state() != self._boot:
-                self._mark(self._boot)
-            yield transaction
+        """Give a write transaction, one at a time on this machine; left with an exception it changes nothing.
+
+        Raises:
+            CacheDamaged: the file is.
+            CacheUnusable: it cannot be written, for lack of space as a rule.
+        """
+        try:
+            with self._environment.begin(write=True) as transaction:
+                if self._state() != self._boot:
+                    self._mark(self._boot)
+                yield transaction
+        except VaultError:
+            raise  # some are OSErrors or LookupErrors, too
+        except (*_DAMAGE, OSError) as error:
+            raise self._translate(error) from error
 
     def sync(self) -> None:
-        """Make everything durable, so that the file outlives a restart of the machine."""
-        with self._environment.begin(write=True):  # keeps other writers out until the marker is set
+        """Make everything durable, so that the file outlives a restart of the machine. Raises as `write`."""
+        with self.write():  # keeps other writers out until the marker is set
             self._environment.sync(True)
             self._mark(_CLEAN)
 
+    def renew(self) -> None:
+        """Put an empty file in the place of a damaged one. Raises CacheUnusable.
+
+        Whoever has the old one open keeps it, in this process too, and finds out by himself.
+        """
+        logger.warning("%s is damaged and is made anew", self._path)
+        with _translated(self._path), _one_at_a_time(self._path):
+            # If another process or instance was here first, its file is as good: the marker says so.
+            if self._state():
+                _forget(self._path, self._environment)
+            else:
+                _discard(self._path)
+            self._open_or_renew()
+
     def close(self) -> None:
         """Close the file, unless another instance of this process uses it."""
-        _release(self._path)
+        _release(self._path, self._environment)
+
+    def _translate(self, error: BaseException) -> BaseException:
+        """Return the error of ours that says what one of LMDB or of the system means."""
+        if isinstance(error, OSError):
+            return CacheUnusable(self._path, error.strerror or str(error))
+        reason = str(error).rpartition(": ")[2]
+        if isinstance(error, _NOT_ITS_FAULT):
+            return CacheUnusable(self._path, reason)
+        with contextlib.suppress(OSError):
+            os.unlink(self._marker)  # whoever opens it next makes it anew
+        return CacheDamaged(self._path, f"it is damaged ({reason}); run the command again, and it is made anew")
+
+    def _open_or_renew(self) -> None:
+        try:
+            self._open()
+        except _NOT_ITS_FAULT:
+            raise
+        except (lmdb.Error, ValueError, FileExistsError, NotADirectoryError) as error:
+            logger.warning("%s is rebuilt: %s", self._path, error)
+            _discard(self._path)
+            self._open()
 
     def _open(self) -> None:
         os.makedirs(self._path, exist_ok=True)
         state = self._state()
-        if os.path.exists(os.path.join(self._path, "data.mdb")) and state not in (_CLEAN, self._boot):
+        data = os.path.join(self._path, "data.mdb")
+        if os.path.exists(data) and state not in (_CLEAN, self._boot):
             raise ValueError("it is of another version, or was not synced before the machine was last started")
         self._environment = _acquire(self._path)
         try:
+            # LMDB maps the file and believes its length: reading behind the end would kill the process.
+            if os.stat(data).st_size < (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]:
+                raise ValueError("it was cut off")
             self._databases = {name: self._environment.open_db(name) for name in self._names}
         except BaseException:
-            _release(self._path)
+            _release(self._path, self._environment)
             raise
         if not state:
             self._mark(self._boot)
@@ -100,7 +165,7 @@ class LmdbFile:
         try:
             with open(self._marker, encoding="ascii") as file:
                 version, _, state = file.read(200).partition(" ")
-        except (FileNotFoundError, UnicodeDecodeError):
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
             return ""
         return state if version == str(self._version) else ""
 
@@ -113,6 +178,66 @@ class LmdbFile:
             os.close(descriptor)
 
 
+class _Reading:
+    """A read transaction that tells damage in our words. A class, not a generator: commits open millions of them."""
+
+    __slots__ = ("_file", "_transaction")
+
+    def __init__(self, file: LmdbFile) -> None:
+        self._file = file
+
+    def __enter__(self) -> Any:
+        try:
+            self._transaction = self._file._environment.begin()
+        except lmdb.Error as error:
+            raise self._file._translate(error) from error
+        return self._transaction
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._transaction.abort()
+        if isinstance(error, _DAMAGE) and not isinstance(error, VaultError):
+            raise self._file._translate(error) from error
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> "Iterator[None]":
+    """Turn what LMDB and the system say when a file is opened into an error of ours."""
+    try:
+        yield
+    except VaultError:
+        raise  # some are OSErrors, too
+    except lmdb.Error as error:
+        raise CacheUnusable(path, str(error).rpartition(": ")[2]) from error
+    except OSError as error:
+        raise CacheUnusable(path, error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: str) -> "Iterator[None]":
+    """Keep out others of this machine who would open, make or discard the same file."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    descriptor = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _discard(path: str) -> None:
+    """Take a file away, all at once: those who have it open go on with what nobody else sees."""
+    _forget(path)
+    aside = f"{path}.damaged-{secrets.token_hex(4)}"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(path, aside)
+    if os.path.isdir(aside):
+        shutil.rmtree(aside, ignore_errors=True)
+    elif os.path.lexists(aside):
+        os.unlink(aside)
+
+
 def _acquire(path: str) -> Any:
     """Return the environment of a path in this process, opening it if need be."""
     with _environments_lock:
@@ -121,23 +246,44 @@ def _acquire(path: str) -> Any:
             environment.close()  # inherited over a fork: its memory is let go of, the parent's is not touched
             environment, instances = None, 0
         if environment is None:
+            _reserve(os.path.join(path, "lock.mdb"))
             environment = lmdb.open(
                 path, map_size=_MAP_SIZE, max_dbs=_DATABASES_MAX, max_readers=_READERS_MAX, sync=False, metasync=False
             )
+            environment.reader_check()  # places of readers that were killed
         _environments[path] = (os.getpid(), instances + 1, environment)
         return environment
 
 
-def _release(path: str) -> None:
+def _reserve(path: str) -> None:
+    """Give LMDB's table of readers its disk space: it is written through a mapping, where a full disk kills the process."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, _LOCK_SIZE)
+    finally:
+        os.close(descriptor)
+
+
+def _release(path: str, opened: Any) -> None:
     with _environments_lock:
         process, instances, environment = _environments.get(path, (0, 0, None))
-        if environment is None or process != os.getpid():
+        if environment is not opened or process != os.getpid():
             return
         if instances > 1:
             _environments[path] = (process, instances - 1, environment)
         else:
             del _environments[path]
             environment.close()
+
+
+def _forget(path: str, opened: Any = None) -> None:
+    """Let the next instance open a new environment (unless there is another than this one). The old one is not closed:
+
+    other threads may be in it."""
+    with _environments_lock:
+        _, _, environment = _environments.get(path, (0, 0, None))
+        if opened is None or environment is opened:
+            _environments.pop(path, None)
 
 
 def _boot_id() -> str:

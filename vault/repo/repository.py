@@ -13,7 +13,7 @@ from vault.errors import AlreadyARepository, FormatError, KeyExists, KeyNotFound
 from vault.format.config import Config, decode_config, encode_config
 from vault.format.layout import CONFIG_KEY
 from vault.repo.datasets import Datasets
-from vault.repo.index import ObjectIndex, open_index
+from vault.repo.index import FreshIndex, ObjectIndex, open_index
 from vault.repo.objects import ObjectReader
 from vault.repo.whole_files import WholeFiles
 from vault.stores.base import LocalFiles, Store
@@ -86,4 +86,4 @@ class Repository:
 
     def object_reader(self) -> ObjectReader:
         """Return a new reader of verified objects, for one thread."""
-        return ObjectReader(self.store, self.index)
+        return ObjectReader(self.store, FreshIndex(self.index))

@@ -49,7 +49,6 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
         "subtype": "vault",
         "ro": True,
         "default_permissions": True,
-        "kernel_cache": True,
         "entry_timeout": MOMENT_S,
         "attr_timeout": MOMENT_S,
         "negative_timeout": 0,
@@ -58,7 +57,8 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     if parts.options.allow_other:
         options["allow_other"] = True
     try:
-        fuse.FUSE(Operations(parts, fuse, ready), path, foreground=True, nothreads=True, encoding=_ENCODING, **options)
+        operations = Operations(parts, fuse, ready)
+        fuse.FUSE(operations, path, foreground=True, nothreads=True, raw_fi=True, encoding=_ENCODING, **options)
     except RuntimeError as error:
         raise MountError(path, f"libfuse cannot mount here (error {error}); its words are above or in the log") from error
     finally:
@@ -76,7 +76,7 @@ class Operations:
         self._fuse = fuse
         self._ready = ready
         self._facts = parts.facts
-        self._namespace = Namespace(repository.datasets, NAMES)
+        self._namespace = Namespace(repository.datasets, NAMES, parts.started_ns)
         self._nodes = NodeTable(parts.state_dir)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, self._nodes, self._owner)
@@ -113,7 +113,7 @@ class Operations:
     def destroy(self, _path: str) -> None:
         """Do nothing: the process ends."""
 
-    def getattr(self, path: str, _handle: int | None = None) -> dict[str, Any]:
+    def getattr(self, path: str, _info: Any = None) -> dict[str, Any]:
         """Return a file's status."""
         self._counters[Op.GETATTR] += 1
         inside = self._inside(path)
@@ -126,7 +126,7 @@ class Operations:
             return self._entry_status(slot, slot.view.attributes(number))
         size = 0
         if node.kind == NodeKind.LINK:
-            size = len(self._namespace.target(node) or "")
+            size = len(node.target)
         elif node.kind == NodeKind.STATUS:
             size = len(self._render(node))
         nanoseconds = self._namespace.changed_ns(node.path) if node.kind == NodeKind.FOLDER else self._started_ns
@@ -152,17 +152,15 @@ class Operations:
         inside = self._inside(path)
         if inside is not None:
             return inside[0].view.attributes(inside[1]).target.decode(_ENCODING)
-        target = self._namespace.target(self._node(path))
-        if target is None:
-            raise FileNotFoundError(errno.ENOENT, path)
-        return target
+        return self._node(path).target
 
-    def open(self, path: str, flags: int) -> int:
-        """Open a file, after that is on record."""
+    def open(self, path: str, info: Any) -> int:
+        """Open a file, after that is on record. Pages of a version are kept for ever, of a status file never."""
         self._counters[Op.OPEN] += 1
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+        if info.flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EROFS, path)
         inside = self._inside(path)
+        info.keep_cache, info.direct_io = (0, 1) if inside is None else (1, 0)
         if inside is not None:
             slot, number = inside
             uid, gid, tid = self._fuse.fuse_get_context()
@@ -170,7 +168,7 @@ class Operations:
             self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid)
         return 0
 
-    def read(self, path: str, size: int, offset: int, _handle: int) -> bytes:
+    def read(self, path: str, size: int, offset: int, _info: Any) -> bytes:
         """Return verified bytes."""
         self._counters[Op.READ] += 1
         inside = self._inside(path)
@@ -211,9 +209,9 @@ class Operations:
         if at < 0 or slash < 0:
             return None
         version = self._namespace.find(*_split(path[1:slash]))
-        if version is None or version.node.kind != NodeKind.VERSION:
+        if version is None or version.kind != NodeKind.VERSION:
             raise FileNotFoundError(errno.ENOENT, path)
-        slot, number = self._root_of(version.node)
+        slot, number = self._root_of(version)
         for name in path[slash + 1 :].encode(_ENCODING).split(b"/"):
             if slot.view.attributes(number).kind != Kind.DIRECTORY:
                 raise NotADirectoryError(errno.ENOTDIR, path)
@@ -233,7 +231,7 @@ class Operations:
         shown = self._namespace.find(*_split(path[1:]))
         if shown is None:
             raise FileNotFoundError(errno.ENOENT, path)
-        return shown.node
+        return shown
 
     def _root_of(self, node: Node) -> tuple[Slot, int]:
         return self._slots.get(self._nodes.number(node)), 0

@@ -12,7 +12,8 @@ Threads: one.
 """
 
 import logging
-from typing import Final, NamedTuple
+from typing import Final
+from zlib import crc32
 
 from vault.clock import monotonic_s
 from vault.errors import RefError, StoreError, VaultError
@@ -26,33 +27,27 @@ logger = logging.getLogger(__name__)
 STATUS_FOLDER: Final = ".vault"
 
 
-class Shown(NamedTuple):
-    """A name in a folder of the mount's own: `target` is what a symlink holds."""
-
-    node: Node
-    target: str = ""
-
-
 class Namespace:
     """The mount's own folders as they were a moment ago."""
 
-    def __init__(self, datasets: Datasets, status_names: tuple[str, ...]) -> None:
+    def __init__(self, datasets: Datasets, status_names: tuple[str, ...], started_ns: int) -> None:
         self._datasets = datasets
+        self._started_ns = started_ns  # of the mount, the same in all workers
         self._status_names = status_names
-        self._folders: dict[str, dict[str, Shown]] = {}
+        self._folders: dict[str, dict[str, Node]] = {}
         self._versions: dict[str, tuple[str, Version]] = {}  # path of a version -> (dataset, version)
         self._changed_ns: dict[str, int] = {}
         self._read_s = -float(MOMENT_S)
 
-    def names(self, folder: str) -> dict[str, Shown]:
+    def names(self, folder: str) -> dict[str, Node]:
         """Return what a folder holds, by name. Raises StoreError if the journals cannot be read and never were."""
         self._refresh()
         return self._folders.get(folder, {})
 
-    def find(self, folder: str, name: str) -> Shown | None:
+    def find(self, folder: str, name: str) -> Node | None:
         """Return what has a name in a folder, or None."""
         shown = self._folders.get(folder, {}).get(name)
-        if shown is not None and shown.node.kind in (NodeKind.VERSION, NodeKind.STATUS):
+        if shown is not None and shown.kind in (NodeKind.VERSION, NodeKind.STATUS):
             return shown  # never moves
         shown = self.names(folder).get(name)
         return shown if shown is not None or "@b3:" not in name else self._by_digest(folder, name)
@@ -63,29 +58,25 @@ class Namespace:
             self._refresh()
         return self._versions.get(path)
 
-    def target(self, node: Node) -> str | None:
-        """Return where a symlink points now, or None if it is gone."""
-        shown = self.find(node.parent, node.path.rpartition("/")[2])
-        return shown.target if shown is not None else None
-
     def folder_exists(self, path: str) -> bool:
         """Return whether a folder is shown now."""
         self._refresh()
         return path in self._folders
 
     def changed_ns(self, folder: str) -> int:
-        """Return when what a folder shows changed last, as far as its journals tell, or 0: the folder's mtime.
+        """Return a folder's mtime: the second of its newest version, and nanoseconds that stand for the names in it.
 
         The kernel keeps a listing until that time changes. A label that moves changes no listing.
         """
-        return self._changed_ns.get(folder, 0)
+        self._refresh()
+        return self._changed_ns.get(folder, self._started_ns)
 
     def versions(self) -> dict[str, Version]:
         """Return every version by its path."""
         self._refresh()
         return {path: version for path, (_, version) in self._versions.items()}
 
-    def _by_digest(self, folder: str, name: str) -> Shown | None:
+    def _by_digest(self, folder: str, name: str) -> Node | None:
         path = f"{folder}/{name}" if folder else name
         try:
             ref = parse_ref(path)
@@ -94,7 +85,7 @@ class Namespace:
             return None
         if resolved is None or resolved.version is None:
             return None
-        return Shown(Node(NodeKind.LINK, path), f"{_last(ref.name)}@v{resolved.version.number}")
+        return Node(NodeKind.LINK, path, f"{_last(ref.name)}@v{resolved.version.number}")
 
     def _refresh(self) -> None:
         now_s = monotonic_s()
@@ -109,9 +100,9 @@ class Namespace:
         self._read_s = monotonic_s()
 
     def _read(self) -> None:
-        status = {name: Shown(Node(NodeKind.STATUS, f"{STATUS_FOLDER}/{name}")) for name in self._status_names}
-        folders: dict[str, dict[str, Shown]] = {
-            "": {STATUS_FOLDER: Shown(Node(NodeKind.FOLDER, STATUS_FOLDER))},
+        status = {name: Node(NodeKind.STATUS, f"{STATUS_FOLDER}/{name}") for name in self._status_names}
+        folders: dict[str, dict[str, Node]] = {
+            "": {STATUS_FOLDER: Node(NodeKind.FOLDER, STATUS_FOLDER)},
             STATUS_FOLDER: status,
         }
         versions: dict[str, tuple[str, Version]] = {}
@@ -124,30 +115,31 @@ class Namespace:
                 logger.error("dataset %s is not shown: %s", name, error)
                 continue
             _add_dataset(folders, versions, dataset)
-        # All workers must come to the same time: so it is made of what the journals say, and of how much there is.
+        # All workers must come to the same time: so it is made of what the journals say, and of the names.
         for folder, names in folders.items():
-            times = [versions[shown.node.path][1].time_ns for shown in names.values() if shown.node.path in versions]
-            self._changed_ns[folder] = max(times, default=0) + len(names) if times else len(names)
+            times = [versions[shown.path][1].time_ns for shown in names.values() if shown.path in versions]
+            second = max(times, default=self._started_ns) // 10**9
+            self._changed_ns[folder] = second * 10**9 + crc32("/".join(sorted(names)).encode()) % 10**9
         self._folders, self._versions = folders, versions
 
 
-def _add_dataset(folders: dict[str, dict[str, Shown]], versions: dict[str, tuple[str, Version]], dataset: Dataset) -> None:
+def _add_dataset(folders: dict[str, dict[str, Node]], versions: dict[str, tuple[str, Version]], dataset: Dataset) -> None:
     folder = ""
     for part in dataset.name.split("/")[:-1]:
         path = f"{folder}/{part}" if folder else part
-        folders.setdefault(folder, {})[part] = Shown(Node(NodeKind.FOLDER, path))
+        folders.setdefault(folder, {})[part] = Node(NodeKind.FOLDER, path)
         folder = path
     names = folders.setdefault(folder, {})
     last = _last(dataset.name)
     for version in dataset.versions:
         path = f"{dataset.name}@v{version.number}"
-        names[f"{last}@v{version.number}"] = Shown(Node(NodeKind.VERSION, path))
+        names[f"{last}@v{version.number}"] = Node(NodeKind.VERSION, path)
         versions[path] = (dataset.name, version)
     links = dict(dataset.labels)
     if dataset.versions:
         links[LATEST] = len(dataset.versions)
     for selector, number in links.items():
-        names[f"{last}@{selector}"] = Shown(Node(NodeKind.LINK, f"{dataset.name}@{selector}"), f"{last}@v{number}")
+        names[f"{last}@{selector}"] = Node(NodeKind.LINK, f"{dataset.name}@{selector}", f"{last}@v{number}")
 
 
 def _last(name: str) -> str:

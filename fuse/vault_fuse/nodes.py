@@ -23,15 +23,19 @@ class NodeKind(StrEnum):
 
     FOLDER = "folder"  # path of a folder above versions; the root is ""
     VERSION = "version"  # name@vN
-    LINK = "link"  # name@latest, name@label, name@b3:hex
+    LINK = "link"  # name@latest, name@label, name@b3:hex, with where it points
     STATUS = "status"  # a file below .vault/
 
 
 class Node(NamedTuple):
-    """A name of the mount's own."""
+    """A name of the mount's own.
+
+    A link that moves becomes another node: the kernel keeps what a symlink holds for as long as it knows the node.
+    """
 
     kind: NodeKind
     path: str
+    target: str = ""  # what a symlink holds
 
     @property
     def parent(self) -> str:
@@ -60,7 +64,7 @@ class NodeTable:
             try:
                 self._catch_up()
                 if node not in self._numbers:
-                    os.write(self._descriptor, f"{node.kind}\t{node.path}\n".encode())
+                    os.write(self._descriptor, f"{node.kind}\t{node.path}\t{node.target}\n".encode())
                     self._catch_up()
             finally:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
@@ -78,10 +82,10 @@ class NodeTable:
         data = os.pread(self._descriptor, 1 << 24, self._read)
         end = data.rfind(b"\n") + 1
         for line in data[:end].decode().splitlines():
-            kind, tab, path = line.partition("\t")
-            if not tab:
+            fields = line.split("\t")
+            if len(fields) != 3:
                 raise Damaged(_FILE, "a line of it names nothing")
-            node = Node(NodeKind(kind), path)
+            node = Node(NodeKind(fields[0]), fields[1], fields[2])
             self._numbers[node] = len(self._nodes)
             self._nodes.append(node)
         self._read += end

@@ -16,7 +16,7 @@ from vault.repo.repository import Repository
 from vault_fuse import device as fuse_device
 from vault_fuse.backings import Backings
 from vault_fuse.directories import encode_dirent, fill, list_children, list_names
-from vault_fuse.namespace import Namespace, Shown
+from vault_fuse.namespace import Namespace
 from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
 from vault_fuse.slots import Slots, directory_entry
 from vault_fuse.statistics import READ_BYTES, Statistics
@@ -100,7 +100,7 @@ class Requests:
     ) -> None:
         self._device = device
         self._nodes = nodes
-        self._namespace = Namespace(repository.datasets, NAMES)
+        self._namespace = Namespace(repository.datasets, NAMES, started_ns)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, nodes, self._owner)
         self._recorder = recorder
@@ -155,10 +155,7 @@ class Requests:
         node = self._node(nodeid)
         if node.kind == NodeKind.FOLDER and nodeid != ROOT and not self._namespace.folder_exists(node.path):
             raise Failure(errno.ESTALE)
-        target = self._namespace.target(node) if node.kind == NodeKind.LINK else ""
-        if target is None:
-            raise Failure(errno.ESTALE)
-        self._reply(unique, ATTR_OUT.pack(MOMENT_S, 0, 0) + self._node_attributes(nodeid, node, len(target)))
+        self._reply(unique, ATTR_OUT.pack(MOMENT_S, 0, 0) + self._node_attributes(nodeid, node))
 
     def readlink(self, unique: int, nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
         """Answer READLINK."""
@@ -168,10 +165,7 @@ class Requests:
                 raise Failure(errno.EINVAL)
             self._reply(unique, entry.target)
             return
-        target = self._namespace.target(self._node(nodeid, NodeKind.LINK))
-        if target is None:
-            raise Failure(errno.ESTALE)
-        self._reply(unique, os.fsencode(target))
+        self._reply(unique, self._node(nodeid, NodeKind.LINK).target.encode())
 
     def statfs(self, unique: int, _nodeid: int, _body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
         """Answer STATFS: the size of the disk below the store where there is one; nothing is free."""
@@ -262,12 +256,12 @@ class Requests:
             self._reply(unique, encode(slot, number, position, size))
             return
         folder = self._node(nodeid, NodeKind.FOLDER)
-        parts: list[tuple[str, int, Shown | None]] = [(".", nodeid, None), ("..", ROOT, None)]
+        parts: list[tuple[str, int, Node | None]] = [(".", nodeid, None), ("..", ROOT, None)]
         parts += [(name, 0, shown) for name, shown in sorted(self._namespace.names(folder.path).items())]
         encoded = []
         for at, (name, number, shown) in enumerate(parts[position:], start=position + 1):
             child = number or self._nodeid(shown)
-            mode = 0o040555 if shown is None else _MODES[shown.node.kind]
+            mode = 0o040555 if shown is None else _MODES[shown.kind]
             head = (NO_ENTRY if shown is None else self._shown_entry(shown)) if plus else b""
             encoded.append(head + encode_dirent(child, at, os.fsencode(name), mode >> 12))
         self._reply(unique, fill(encoded, size))
@@ -282,26 +276,25 @@ class Requests:
             raise Failure(errno.ENOTDIR if kind == NodeKind.FOLDER else errno.EINVAL)
         return node
 
-    def _nodeid(self, shown: Shown | None) -> int:
+    def _nodeid(self, shown: Node | None) -> int:
         assert shown is not None
-        number = self._nodes.number(shown.node)
-        return number << SLOT_SHIFT if shown.node.kind == NodeKind.VERSION else number
+        number = self._nodes.number(shown)
+        return number << SLOT_SHIFT if shown.kind == NodeKind.VERSION else number
 
-    def _shown_entry(self, shown: Shown) -> bytes:
+    def _shown_entry(self, shown: Node) -> bytes:
         nodeid = self._nodeid(shown)
-        if shown.node.kind == NodeKind.VERSION:
-            found = self._namespace.version(shown.node.path)
+        if shown.kind == NodeKind.VERSION:
+            found = self._namespace.version(shown.path)
             if found is None:
                 raise Failure(errno.ENOENT)
             return directory_entry(nodeid, found[1].time_ns, self._owner)  # no need to open what is only listed
-        return ENTRY.pack(nodeid, 0, MOMENT_S, MOMENT_S, 0, 0) + self._node_attributes(
-            nodeid, shown.node, len(shown.target)
-        )
+        return ENTRY.pack(nodeid, 0, MOMENT_S, MOMENT_S, 0, 0) + self._node_attributes(nodeid, shown)
 
-    def _node_attributes(self, nodeid: int, node: Node, size: int) -> bytes:
-        seconds, nanoseconds = divmod(self._namespace.changed_ns(node.path) or self._started_ns, 10**9)
+    def _node_attributes(self, nodeid: int, node: Node) -> bytes:
+        changed_ns = self._namespace.changed_ns(node.path) if node.kind == NodeKind.FOLDER else self._started_ns
+        seconds, nanoseconds = divmod(changed_ns, 10**9)
         links = 2 if node.kind == NodeKind.FOLDER else 1
         return ATTR.pack(
-            nodeid, size, 0, seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds, _MODES[node.kind], links,
+            nodeid, len(node.target), 0, seconds, seconds, seconds, *([nanoseconds] * 3), _MODES[node.kind], links,
             *self._owner, 0, 4096, 0,
         )  # fmt: skip

@@ -18,6 +18,7 @@ CHUNKS_MAX: Final = 1 << 20
 
 _HEADER = struct.Struct("<8sIIQ32s")  # magic chunks zero size file_digest
 _ROW = struct.Struct("<32sI")  # digest size
+TABLE_SIZE_MAX: Final = _HEADER.size + CHUNKS_MAX * _ROW.size + DIGEST_SIZE
 
 
 class Chunk(NamedTuple):

@@ -25,6 +25,7 @@ PACK_OBJECTS_MAX: Final = 4 << 20
 OBJECT_HEADER: Final = struct.Struct("<4sBBHII32s")  # magic kind codec zero length size digest
 _INDEX_HEADER = struct.Struct("<8sII32sQ")  # magic objects zero pack_digest pack_length
 _INDEX_ROW = struct.Struct("<32sQIIBBH")  # digest offset length size codec kind zero
+INDEX_SIZE_MAX: Final = _INDEX_HEADER.size + PACK_OBJECTS_MAX * _INDEX_ROW.size + DIGEST_SIZE
 
 
 class ObjectKind(IntEnum):

@@ -6,16 +6,16 @@ one place. Threads: safe. Processes: an instance belongs to the process that ope
 
 import logging
 import struct
-from collections.abc import Iterable, Iterator
-from typing import Final
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
 from vault.clock import monotonic_s
 from vault.errors import FormatError, KeyNotFound
-from vault.format.chunk_table import ChunkTable, decode_chunk_table
+from vault.format.chunk_table import TABLE_SIZE_MAX, ChunkTable, decode_chunk_table
 from vault.format.layout import PACKS, WHOLE, index_digest
-from vault.format.pack import Codec, ObjectKind, PackIndex, decode_index
-from vault.ids import Digest
-from vault.repo.lmdb_file import LmdbFile
+from vault.format.pack import INDEX_SIZE_MAX, Codec, ObjectKind, PackIndex, decode_index
+from vault.ids import DIGEST_SIZE, Digest
+from vault.repo.lmdb_file import CacheDamaged, LmdbFile
 from vault.repo.objects import ObjectLocation
 from vault.stores.base import ByteReader
 
@@ -40,6 +40,49 @@ class ObjectIndex:
 
     def find(self, object_digest: Digest) -> ObjectLocation | None:
         """Return where an object is stored, as far as this index has seen, or None."""
+        try:
+            return self._find(object_digest)
+        except CacheDamaged:
+            self._renew()
+            return self._find(object_digest)
+
+    def contains(self, digests: Sequence[Digest | None]) -> list[bool]:
+        """Return for each digest whether such an object is stored, as far as this index has seen."""
+        try:
+            return self._contains(digests)
+        except CacheDamaged:
+            self._renew()
+            return self._contains(digests)
+
+    def add_pack(self, index: PackIndex) -> None:
+        """Make the objects of a pack known."""
+        self._add(_Contents(b"p" + index.pack, index.objects))
+
+    def add_whole(self, table: ChunkTable) -> None:
+        """Make a whole file known, and the chunks in it."""
+        self._add(_Contents(b"w" + table.file, tuple(_whole_rows(table))))
+
+    def refresh(self) -> int:
+        """Read the indexes of the store that were not seen yet. Returns how many there were.
+
+        If one that was seen is gone, everything is read anew: what it named may be gone too. A damaged one is logged and
+        left out: its objects are missing until `vault verify` says what to do.
+        """
+        try:
+            return self._refresh()
+        except CacheDamaged:
+            self._renew()
+            return self._refresh()
+
+    def sync(self) -> None:
+        """Make the index outlive a restart of the machine."""
+        self._file.sync()
+
+    def close(self) -> None:
+        """Close the index."""
+        self._file.close()
+
+    def _find(self, object_digest: Digest) -> ObjectLocation | None:
         with self._file.read() as transaction:
             value = transaction.get(object_digest, db=self._file.db(_OBJECTS))
             if value is None:
@@ -47,78 +90,88 @@ class ObjectIndex:
             number, offset, length, size, codec, kind = _PLACE.unpack(value)
             known = self._containers.get(number)
             if known is None:
-                container = transaction.get(_NUMBER.pack(number), db=self._file.db(_CONTAINERS))
+                container = transaction.get(_NUMBER.pack(number), db=self._file.db(_CONTAINERS), default=b"")
+                if len(container) != 1 + DIGEST_SIZE:
+                    raise LookupError(f"there is no container {number}")
                 known = self._containers[number] = (container[:1] == b"w", Digest(bytes(container[1:])))
-        return ObjectLocation(known[1], known[0], offset, length, size, _CODECS[codec], _KINDS[kind])
+            return ObjectLocation(known[1], known[0], offset, length, size, _CODECS[codec], _KINDS[kind])
 
-    def contains(self, digests: Iterable[Digest | None]) -> list[bool]:
-        """Return for each digest whether such an object is stored, as far as this index has seen."""
+    def _contains(self, digests: Sequence[Digest | None]) -> list[bool]:
         database = self._file.db(_OBJECTS)
         with self._file.read() as transaction:
             get = transaction.get
             return [found is not None and get(found, db=database) is not None for found in digests]
 
-    def add_pack(self, index: PackIndex) -> None:
-        """Make the objects of a pack known."""
-        self._add(b"p" + index.pack, ((o.digest, o.offset, o.length, o.size, o.codec, o.kind) for o in index.objects))
-
-    def add_whole(self, table: ChunkTable) -> None:
-        """Make a whole file known, and the chunks in it."""
-        self._add(b"w" + table.file, _whole_rows(table))
-
-    def refresh(self) -> int:
-        """Read the indexes of the store that were not seen yet. Returns how many there were.
-
-        A damaged one is logged and left out: its objects are missing until `vault verify` says what to do.
-        """
+    def _refresh(self) -> int:
+        with self._file.read() as transaction:
+            seen = {bytes(key) for key in transaction.cursor(db=self._file.db(_SEEN)).iternext(values=False)}
+        listed = self._listed()  # after seen: what was seen by then, a listing shows
+        if not seen <= listed.keys():
+            logger.warning("the object index is made anew: the store has lost some of what it names")
+            return self._rebuild()
         added = 0
-        for key in self._unseen():
-            digest = index_digest(key)
-            assert digest is not None
-            try:
-                data = self._store.get(key)
-                if key.startswith(PACKS):
-                    pack = decode_index(data)
-                    if pack.pack != digest:
-                        raise FormatError("pack index", "it belongs to another pack")
-                    self.add_pack(pack)
-                else:
-                    table = decode_chunk_table(data)
-                    if table.file != digest:
-                        raise FormatError("chunk table", "it belongs to another file")
-                    self.add_whole(table)
+        for name, key in listed.items():
+            if name not in seen and (contents := self._load(key)) is not None:
+                self._add(contents)
                 added += 1
-            except (FormatError, KeyNotFound) as error:
-                logger.error("%s is left out of the object index: %s", key, error)
         return added
 
-    def sync(self) -> None:
-        """Make the index outlive a restart of the machine."""
-        self._file.sync()
-
-    def forget(self) -> None:
-        """Drop everything, so that the next refresh reads all indexes."""
-        self._containers.clear()
+    def _rebuild(self) -> int:
+        """Read everything anew, at once for other processes. Containers keep their numbers: others remember them."""
+        added = 0
         with self._file.write() as transaction:
-            for name in (_OBJECTS, _CONTAINERS, _SEEN):
+            for name in (_OBJECTS, _SEEN):
                 transaction.drop(self._file.db(name), delete=False)
+            for key in self._listed().values():  # now that nobody can add what an earlier listing did not show
+                contents = self._load(key)
+                if contents is not None:
+                    self._put(transaction, contents)
+                    added += 1
+        return added
 
-    def _unseen(self) -> Iterator[str]:
-        keys = [key for prefix in (PACKS, WHOLE) for key in self._store.list(prefix) if index_digest(key) is not None]
-        with self._file.read() as transaction:
-            seen = self._file.db(_SEEN)
-            return iter([key for key in keys if transaction.get(_seen_key(key), db=seen) is None])
+    def _renew(self) -> None:
+        self._file.renew()
+        self._containers.clear()
+        self._refresh()
 
-    def _add(self, container: bytes, rows: Iterable[tuple[Digest, int, int, int, int, int]]) -> None:
-        with self._file.write() as transaction:
-            seen = self._file.db(_SEEN)
-            if transaction.get(container, db=seen) is not None:
-                return
-            number = transaction.stat(self._file.db(_CONTAINERS))["entries"]
-            transaction.put(_NUMBER.pack(number), container, db=self._file.db(_CONTAINERS))
-            pairs = [(digest, _PLACE.pack(number, *place)) for digest, *place in rows]
-            transaction.cursor(db=self._file.db(_OBJECTS)).putmulti(sorted(pairs), overwrite=False)
-            transaction.put(container, b"", db=seen)
+    def _listed(self) -> dict[bytes, str]:
+        keys = [key for prefix in (PACKS, WHOLE) for key in self._store.list(prefix)]
+        return {_seen_key(key, digest): key for key in keys if (digest := index_digest(key)) is not None}
+
+    def _load(self, key: str) -> "_Contents | None":
+        """Return what an index in the store names; None, and a line in the log, if it cannot be used."""
+        digest = index_digest(key)
+        assert digest is not None
+        try:
+            if key.startswith(PACKS):
+                pack = decode_index(self._store.get(key, length=INDEX_SIZE_MAX + 1))
+                if pack.pack != digest:
+                    raise FormatError("pack index", "it belongs to another pack")
+                return _Contents(b"p" + digest, pack.objects)
+            table = decode_chunk_table(self._store.get(key, length=TABLE_SIZE_MAX + 1))
+            if table.file != digest:
+                raise FormatError("chunk table", "it belongs to another file")
+            return _Contents(b"w" + digest, tuple(_whole_rows(table)))
+        except (FormatError, KeyNotFound) as error:
+            logger.error("%s is left out of the object index: %s", key, error)
+            return None
+
+    def _add(self, contents: "_Contents") -> None:
+        try:
+            with self._file.write() as transaction:
+                self._put(transaction, contents)
+        except CacheDamaged:
+            self._renew()  # which reads these contents from the store, too
+
+    def _put(self, transaction: Any, contents: "_Contents") -> None:
+        seen = self._file.db(_SEEN)
+        if transaction.get(contents.container, db=seen) is not None:
+            return
+        number = transaction.stat(self._file.db(_CONTAINERS))["entries"]
+        transaction.put(_NUMBER.pack(number), contents.container, db=self._file.db(_CONTAINERS))
+        pairs = [(digest, _PLACE.pack(number, *place)) for digest, *place in contents.rows]
+        transaction.cursor(db=self._file.db(_OBJECTS)).putmulti(sorted(pairs), overwrite=False)
+        transaction.put(contents.container, b"", db=seen)
 
 
 class FreshIndex:
@@ -146,7 +199,17 @@ def open_index(path: str, store: ByteReader) -> ObjectIndex:
     return ObjectIndex(LmdbFile(path, version=CACHE_VERSION, databases=(_OBJECTS, _CONTAINERS, _SEEN)), store)
 
 
-def _whole_rows(table: ChunkTable) -> Iterator[tuple[Digest, int, int, int, int, int]]:
+_Row = tuple[Digest, int, int, int, int, int]
+
+
+class _Contents(NamedTuple):
+    """What one index in the store names."""
+
+    container: bytes  # b"p" and the pack, or b"w" and the whole file
+    rows: Sequence[_Row]
+
+
+def _whole_rows(table: ChunkTable) -> Iterator[_Row]:
     yield table.file, 0, table.size, table.size, Codec.RAW, ObjectKind.BLOB
     offset = 0
     for digest, size in table.chunks:
@@ -155,7 +218,5 @@ def _whole_rows(table: ChunkTable) -> Iterator[tuple[Digest, int, int, int, int,
         offset += size
 
 
-def _seen_key(key: str) -> bytes:
-    digest = index_digest(key)
-    assert digest is not None
+def _seen_key(key: str, digest: Digest) -> bytes:
     return (b"p" if key.startswith(PACKS) else b"w") + digest

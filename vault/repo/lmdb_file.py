@@ -92,6 +92,7 @@ class LmdbFile:
                 if self._state() != self._boot:
                     self._mark(self._boot)
                 yield transaction
+            self._fill_to_end()
         except VaultError:
             raise  # some are OSErrors or LookupErrors, too
         except (*_DAMAGE, OSError) as error:
@@ -149,9 +150,10 @@ class LmdbFile:
         if os.path.exists(data) and state not in (_CLEAN, self._boot):
             raise ValueError("it is of another version, or was not synced before the machine was last started")
         self._environment = _acquire(self._path)
+        self._identity = _identity(data)
         try:
-            # LMDB maps the file and believes its length: reading behind the end would kill the process.
-            if os.stat(data).st_size < (self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"]:
+            # LMDB maps the file and believes its own count of pages: reading behind the end would kill the process.
+            if os.stat(data).st_size < self._length():
                 raise ValueError("it was cut off")
             self._databases = {name: self._environment.open_db(name) for name in self._names}
         except BaseException:
@@ -159,6 +161,21 @@ class LmdbFile:
             raise
         if not state:
             self._mark(self._boot)
+
+    def _length(self) -> int:
+        """Return how long the file is if nothing was cut off."""
+        return int((self._environment.info()["last_pgno"] + 1) * self._environment.stat()["psize"])
+
+    def _fill_to_end(self) -> None:
+        """Extend the file to its last page, which LMDB does not write if a transaction took it and gave it back."""
+        length = self._length()
+        data = os.path.join(self._path, "data.mdb")
+        if self._is_in_place() and os.stat(data).st_size < length:
+            descriptor = os.open(data, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.posix_fallocate(descriptor, length - 1, 1)  # never shortens what another process has made longer
+            finally:
+                os.close(descriptor)
 
     def _state(self) -> str:
         """Return "clean", the boot in which it was written last, or "" for none or another version."""
@@ -169,7 +186,13 @@ class LmdbFile:
             return ""
         return state if version == str(self._version) else ""
 
+    def _is_in_place(self) -> bool:
+        """Return whether the file that is open here is still the one that others open."""
+        return _identity(os.path.join(self._path, "data.mdb")) == self._identity
+
     def _mark(self, state: str) -> None:
+        if not self._is_in_place():
+            return  # it was discarded: what is written to it now is lost, and found again in the store
         descriptor = os.open(self._marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.write(descriptor, f"{self._version} {state}".encode())
@@ -284,6 +307,15 @@ def _forget(path: str, opened: Any = None) -> None:
         _, _, environment = _environments.get(path, (0, 0, None))
         if opened is None or environment is opened:
             _environments.pop(path, None)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """Return what tells a file from another one that has its name later; (0, 0) for none."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def _boot_id() -> str:

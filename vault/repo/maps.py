@@ -20,6 +20,7 @@ from vault.ids import Digest
 from vault.repo.objects import ObjectReader
 from vault.repo.trees import TreeReader
 from vault.stores.base import ByteReader, LocalFiles
+from vault.stores.durable import read_error
 
 logger = logging.getLogger(__name__)
 
@@ -124,23 +125,37 @@ def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_d
     return built
 
 
+def load_map(store: ByteReader, snapshot: Digest) -> memoryview:
+    """Return the bytes of the map that the store has, unchecked. Raises KeyNotFound, FormatError, StoreError."""
+    key = map_key(snapshot)
+    if not isinstance(store, LocalFiles):
+        return memoryview(store.get(key))
+    try:
+        return _map_file(store.path(key))
+    except OSError as error:
+        raise read_error(error, key, key) from error
+
+
 def _try_open(path: str, snapshot: Digest) -> SnapshotMap | None:
     try:
-        descriptor = os.open(path, _FLAGS)
+        return SnapshotMap(_map_file(path), snapshot)
     except FileNotFoundError:
         return None
-    except OSError as error:
+    except (FormatError, OSError) as error:
         logger.warning("%s: %s; it is built again", path, error)
         return None
+
+
+def _map_file(path: str) -> memoryview:
+    """Return the bytes of a file where they lie. Raises OSError, and FormatError if there are none."""
+    descriptor = os.open(path, _FLAGS)
     try:
-        size = os.fstat(descriptor).st_size
-        if not size or not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
             raise FormatError("map", "it is empty, or no file")
-        mapped = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        return SnapshotMap(memoryview(mapped), snapshot)
-    except (FormatError, OSError, ValueError) as error:  # ValueError: it was cut off just now
-        logger.warning("%s: %s; it is built again", path, error)
-        return None
+        return memoryview(mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ))
+    except ValueError as error:
+        raise FormatError("map", "it was cut off just now") from error
     finally:
         os.close(descriptor)
 

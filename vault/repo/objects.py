@@ -3,20 +3,18 @@
 Threads: one reader per thread or process (buffers are reused).
 """
 
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import zstandard
 
 from vault.errors import Damaged, DigestMismatch, FormatError, ObjectMissing
-from vault.format.chunk_table import CHUNKS_MAX, ChunkTable, decode_chunk_table
+from vault.format.chunk_table import TABLE_SIZE_MAX, ChunkTable, decode_chunk_table
 from vault.format.digest import digest
 from vault.format.layout import pack_key, whole_index_key, whole_key
 from vault.format.pack import OBJECT_SIZE_MAX, Codec, ObjectKind
 from vault.ids import Digest
 from vault.repo.pack_reader import RangeReader
 from vault.stores.base import Buffer, ByteReader
-
-_TABLE_SIZE_MAX: Final = CHUNKS_MAX * 36 + 128
 
 
 class ObjectLocation(NamedTuple):
@@ -96,7 +94,7 @@ class ObjectReader:
     def load_whole_table(self, file: Digest) -> ChunkTable:
         """Return the chunk table beside a whole file."""
         key = whole_index_key(file)
-        return _checked_table(key, self._store.get(key, length=_TABLE_SIZE_MAX), file)
+        return _checked_table(key, self._store.get(key, length=TABLE_SIZE_MAX + 1), file)
 
     def read_raw(self, key: str, offset: int, length: int) -> memoryview:
         """Return a range of a stored file, unverified. The memory is reused by the next call."""

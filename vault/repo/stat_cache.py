@@ -13,7 +13,7 @@ from typing import Final
 
 from vault.format.digest import digest
 from vault.ids import Digest
-from vault.repo.lmdb_file import LmdbFile
+from vault.repo.lmdb_file import CacheDamaged, LmdbFile
 
 CACHE_VERSION: Final = 1
 RACY_WINDOW_NS: Final = 2_000_000_000  # FAT and some network file systems keep time to 2 s
@@ -33,9 +33,14 @@ class StatCache:
 
     def lookup(self, files: Iterable[tuple[bytes, os.stat_result]]) -> list[Digest | None]:
         """Return the digest of each (absolute path, status), or None where it is not known for sure."""
-        with self._file.read() as transaction:
-            database, get = self._file.db(_FILES), transaction.get
-            return [_match(get(_key(path, status), db=database), status) for path, status in files]
+        files = list(files)
+        try:
+            with self._file.read() as transaction:
+                database, get = self._file.db(_FILES), transaction.get
+                return [_match(get(_key(path, status), db=database), status) for path, status in files]
+        except CacheDamaged:
+            self._file.renew()
+            return [None] * len(files)
 
     def remember(self, path: bytes, status: os.stat_result, read_ns: int, content: Digest) -> None:
         """Note the content that a file with this status had when it was read, at read_ns. Written in batches."""
@@ -50,9 +55,17 @@ class StatCache:
         """Write what is remembered but not written."""
         with self._lock:
             fresh, self._fresh = self._fresh, {}
-        if fresh:
-            with self._file.write() as transaction:
-                transaction.cursor(db=self._file.db(_FILES)).putmulti(sorted(fresh.items()))
+        if not fresh:
+            return
+        try:
+            self._put(fresh)
+        except CacheDamaged:
+            self._file.renew()
+            self._put(fresh)
+
+    def _put(self, fresh: dict[bytes, bytes]) -> None:
+        with self._file.write() as transaction:
+            transaction.cursor(db=self._file.db(_FILES)).putmulti(sorted(fresh.items()))
 
     def close(self) -> None:
         """Write everything, durably, and close the cache."""

@@ -1,4 +1,4 @@
-"""Transcripts in documents: console blocks as they stand in Markdown, replayed at a real prompt and compared with its screen.
+"""Transcripts in documents: console blocks of Markdown, replayed at a real prompt and compared with its screen.
 
     with Prompt(folder, variables) as prompt:
         for block in blocks(page):
@@ -26,7 +26,9 @@ from typing import Final
 TIMEOUT_S: Final = 60.0
 COLUMNS: Final = 120  # of the terminal
 ANYTHING: Final = "…"  # in a line: any characters; a line of its own: any lines
-_FENCE: Final = re.compile(r"^(?P<indent> *)```(?P<kind>[\w-]*) ?(?P<name>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S)
+_FENCE: Final = re.compile(
+    r"^(?P<indent> *)```(?P<kind>[\w-]*) ?(?P<name>[^\n]*)\n(?P<body>.*?)^(?P=indent)```$", re.M | re.S
+)
 _OPT_OUT: Final = re.compile(r"<!-- not run: (.+?) -->\s*\Z")
 _READ_SIZE: Final = 4096
 _END_TIMEOUT_S: Final = 10.0

@@ -5,19 +5,22 @@ nothing that looks finished. Names come from the store and are hostile: everythi
 descriptor, created anew, and never through a symlink.
 """
 
+import errno
+import logging
 import os
 import secrets
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vault.errors import StoreFull, TargetUnwritable, UsageError
-from vault.format.tree import Entry, Kind
+from vault.errors import FormatError, StoreFull, TargetUnwritable, UsageError, VaultError
+from vault.format.tree import DEPTH_MAX, Entry, Kind
 from vault.ids import Digest
+from vault.ops.descent import Descent, remove_tree
 from vault.progress import SILENT, Progress
 from vault.repo.content import read_content
 from vault.repo.objects import ObjectReader
 from vault.repo.trees import TreeReader
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,11 @@ def checkout(
     mtime_ns: int | None = None,
     progress: Progress = SILENT,
 ) -> CheckoutResult:
-    """Write the directory (or the one file) root to target, which must not exist or be an empty folder.
+    """Write the directory (or the one file or symlink) root to target, which must not exist or be an empty folder.
 
     Args:
         objects: where contents come from.
-        root: entry of the directory or file; of a snapshot's root: an unnamed directory with its digest.
+        root: entry of the directory, file or symlink; of a snapshot's root: an unnamed directory with its digest.
         target: path of the folder or file to make.
         mtime_ns: time that every file gets; now if None.
         progress: told about files and bytes.
@@ -54,25 +57,25 @@ def checkout(
         IntegrityError, ObjectMissing, StoreError: a file cannot be read; nothing stays.
     """
     target = os.path.abspath(target)
-    if os.path.lexists(target) and not (os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target)):
-        raise UsageError(f"{os.fsdecode(target)} exists: give a new or empty folder")
-    partial = target + b".partial-" + secrets.token_hex(4).encode()
+    folder = os.path.dirname(target)
+    partial = os.path.join(folder, b".vault-checkout-" + secrets.token_hex(8).encode())
     writer = _Writer(objects, mtime_ns, progress, root)
     try:
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if not _is_free(target):
+            raise UsageError(f"{os.fsdecode(target)} exists: give a new or empty folder")
+        os.makedirs(folder, exist_ok=True)
         if root.kind == Kind.DIRECTORY:
             writer.write_directory(root.digest, partial)
         else:
-            writer.write_file(root, os.path.basename(partial), _open_directory(os.path.dirname(partial)))
+            writer.write_single(root, partial)
         os.rename(partial, target)
-    except OSError as error:
+    except BaseException as error:
         _remove(partial)
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if isinstance(error, VaultError) or not isinstance(error, OSError):  # some errors of the store are OSErrors, too
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(os.fsdecode(target)) from error
         raise TargetUnwritable(os.fsdecode(target), error.strerror or str(error)) from error
-    except BaseException:
-        _remove(partial)
-        raise
     return writer.result()
 
 
@@ -90,30 +93,43 @@ class _Writer:
         return CheckoutResult(self._files, self._directories, self._symlinks, self._size)
 
     def write_directory(self, directory: Digest, path: bytes) -> None:
-        """Write a directory and all below it. Descriptors on a stack: trees may be deeper than paths may be long."""
+        """Write a directory and all below it, on a stack: trees may be deeper than paths may be long."""
         os.mkdir(path)
-        stack: list[tuple[int, Iterator[Entry]]] = [(_open_directory(path), self._trees.entries(directory))]
-        try:
+        with Descent(path) as descent:
+            stack = [self._trees.entries(directory)]
             while stack:
-                descriptor, entries = stack[-1]
-                entry = next(entries, None)
+                entry = next(stack[-1], None)
                 if entry is None:
-                    self._set_time(descriptor)
-                    os.close(stack.pop()[0])
+                    self._set_time(descent.current)
+                    stack.pop()
+                    if stack:
+                        descent.leave()
                 elif entry.kind == Kind.DIRECTORY:
-                    os.mkdir(entry.name, dir_fd=descriptor)
+                    if len(stack) > DEPTH_MAX:
+                        raise FormatError("tree", f"more than {DEPTH_MAX} directories in each other")
+                    os.mkdir(entry.name, dir_fd=descent.current)
                     self._directories += 1
-                    stack.append((_open_directory(entry.name, descriptor), self._trees.entries(entry.digest)))
-                elif entry.kind == Kind.SYMLINK:
-                    os.symlink(entry.target, entry.name, dir_fd=descriptor)
-                    self._symlinks += 1
+                    descent.enter(entry.name)
+                    stack.append(self._trees.entries(entry.digest))
                 else:
-                    self.write_file(entry, entry.name, descriptor)
-        finally:
-            for descriptor, _ in stack:
-                os.close(descriptor)
+                    self._write_entry(entry, entry.name, descent.current)
 
-    def write_file(self, entry: Entry, name: bytes, directory: int) -> None:
+    def write_single(self, entry: Entry, path: bytes) -> None:
+        """Write one file or symlink."""
+        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._write_entry(entry, os.path.basename(path), directory)
+        finally:
+            os.close(directory)
+
+    def _write_entry(self, entry: Entry, name: bytes, directory: int) -> None:
+        if entry.kind == Kind.SYMLINK:
+            os.symlink(entry.target, name, dir_fd=directory)
+            self._symlinks += 1
+        else:
+            self._write_file(entry, name, directory)
+
+    def _write_file(self, entry: Entry, name: bytes, directory: int) -> None:
         mode = 0o777 if entry.kind == Kind.EXECUTABLE else 0o666
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(name, flags, mode, dir_fd=directory)
@@ -141,12 +157,17 @@ class _Writer:
         )  # fmt: skip
 
 
-def _open_directory(path: bytes, within: int | None = None) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
+def _is_free(target: bytes) -> bool:
+    """Return whether there is nothing, or an empty folder. Raises OSError."""
+    return not os.path.lexists(target) or (os.path.isdir(target) and not os.path.islink(target) and not os.listdir(target))
 
 
 def _remove(path: bytes) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    elif os.path.lexists(path):
-        os.unlink(path)
+    """Remove what was written. Best effort: it stays where even that fails, under a name that says what it is."""
+    try:
+        if os.path.isdir(path) and not os.path.islink(path):
+            remove_tree(path)
+        elif os.path.lexists(path):
+            os.unlink(path)
+    except OSError as error:
+        logger.warning("%s is left over: %s", os.fsdecode(path), error)

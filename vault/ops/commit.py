@@ -12,12 +12,13 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from vault.chunking.params import ChunkingParams
 from vault.chunking.policy import PACKED_SIZE_MAX, SAMPLE_SIZE, sample_offsets
-from vault.errors import KeyNotFound, RefNotFound
+from vault.errors import CacheUnusable, KeyNotFound, RefNotFound
 from vault.format.digest import digest
 from vault.format.layout import map_key
 from vault.format.pack import Codec, ObjectKind
@@ -331,9 +332,13 @@ def commit(
             _feed(ingest, walk)
             snapshot = ingest.finish()
             stored_bytes = writer.stored_bytes
-    finally:
-        cache.close()
-        repository.index.sync()
+    except BaseException:
+        with suppress(CacheUnusable):  # a full disk fills both; what stopped the commit is what to tell
+            cache.close()
+            repository.index.sync()
+        raise
+    cache.close()
+    repository.index.sync()
     _ensure_map(repository, snapshot)
     counts = ingest.counts
     version, unchanged = _append(repository, name, snapshot, message, author, run, counts, allow_unchanged)

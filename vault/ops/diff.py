@@ -7,7 +7,7 @@ from enum import StrEnum
 from vault.errors import FormatError
 from vault.format.tree import DEPTH_MAX, Entry, Kind
 from vault.ids import Digest
-from vault.repo.trees import Directory, TreeReader
+from vault.repo.trees import Directory, TreeReader, in_order
 
 
 class ChangeKind(StrEnum):
@@ -88,7 +88,7 @@ def _differing_entries(trees: TreeReader, old: Directory, new: Directory) -> tup
             if row.digest not in shared:
                 yield from trees.load_leaf(row).entries()
 
-    return entries(old), entries(new)
+    return in_order(entries(old)), in_order(entries(new))
 
 
 def _same_name(trees: TreeReader, prefix: bytes, old: Entry, new: Entry) -> _Steps:

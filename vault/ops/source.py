@@ -1,22 +1,25 @@
 """Reads the folder (or file) that is to be committed: a walk in tree order, and contents that did not change meanwhile.
 
-The walk opens each directory relative to its parent, so paths may be longer than the kernel takes in one call. Symlinks
-are kept, never followed. Mount points inside the source are entered. Threads: a walk belongs to one; reading is free.
+Paths may be longer than the kernel takes in one call. Symlinks are kept, never followed. Mount points inside the source are
+entered. What the walk saw and is gone or something else by the time it is read has changed. Threads: a walk belongs to one;
+reading is free.
 """
 
 import errno
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from vault.errors import SourceChanged, SourceUnreadable, SpecialFile, UsageError
 from vault.format.tree import DEPTH_MAX, NAME_LENGTH_MAX
+from vault.ops.descent import Descent
 from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_excluded, parse_ignore_file, parse_rules
 
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a FIFO
+_CHANGED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
 _SPECIAL: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFBLK: "block device", stat.S_IFCHR: "device"}
 
 
@@ -72,7 +75,6 @@ class WalkReport:
 
 @dataclass(slots=True)
 class _Frame:
-    descriptor: int
     path: bytes  # below the source, with a slash at its end; b"" for the source itself
     rules: tuple[RuleSet, ...]
     items: Iterator["SourceFile | SourceSymlink | bytes"]  # bytes: name of a directory
@@ -103,7 +105,7 @@ class Walk:
         self._source = os.path.abspath(source)
         self._strongest = parse_rules(exclude)
         self._skip_special = skip_special
-        self._forbidden = {_inode(os.stat(path)): path for path in forbidden if os.path.exists(path)}
+        self._forbidden = forbidden
         self.report = WalkReport()
         try:
             self._status = os.stat(self._source)
@@ -123,50 +125,57 @@ class Walk:
             file = SourceFile(name, os.path.realpath(self._source), self._status)
             yield from (BeginDirectory(b"", (file,)), file, EndDirectory())
             return
-        stack: list[_Frame] = []
+        forbidden = {_inode(os.stat(path)): path for path in self._forbidden if os.path.exists(path)}
         try:
-            frame, begin = self._enter(None, b"")
-            stack.append(frame)
+            descent = Descent(self._source, follow=True)
+        except OSError as error:
+            raise _unreadable(self._source, error) from error
+        with descent:
+            frame, begin = self._enter(descent, None, b"", forbidden)
+            stack = [frame]
             yield begin
             while stack:
                 frame = stack[-1]
                 item = next(frame.items, None)
                 if item is None:
-                    os.close(stack.pop().descriptor)
+                    stack.pop()
+                    if stack:
+                        self._leave(descent, stack[-1])
                     yield EndDirectory()
                 elif isinstance(item, bytes):
                     if len(stack) >= DEPTH_MAX:
                         raise UsageError(f"{os.fsdecode(self._source)}: more than {DEPTH_MAX} directories in each other")
-                    below, begin = self._enter(frame, item)
+                    below, begin = self._enter(descent, frame, item, forbidden)
                     stack.append(below)
                     yield begin
                 else:
                     yield item
-        finally:
-            for frame in stack:
-                os.close(frame.descriptor)
 
-    def _enter(self, parent: _Frame | None, name: bytes) -> tuple[_Frame, BeginDirectory]:
+    def _enter(
+        self, descent: Descent, parent: _Frame | None, name: bytes, forbidden: Mapping[tuple[int, int], str]
+    ) -> tuple[_Frame, BeginDirectory]:
         path = parent.path + name + b"/" if parent else b""
-        absolute = os.path.join(self._source, path[:-1]) if path else self._source
-        descriptor = -1
+        absolute = self._absolute(path)
         try:
             if parent:
-                descriptor = os.open(name, _READ_FLAGS | os.O_DIRECTORY, dir_fd=parent.descriptor)
-            else:
-                descriptor = os.open(self._source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            forbidden = self._forbidden.get(_inode(os.fstat(descriptor)))
-            if forbidden:
-                raise UsageError(f"{forbidden} lies in the folder that is to be committed: move it, or --exclude it")
-            rules = (*(parent.rules if parent else ()), *_ignore_file(descriptor, path))
-            items, files = self._list(descriptor, path, absolute, (*rules, self._strongest))
+                descent.enter(name)
+            if descent.identity in forbidden:
+                lies = forbidden[descent.identity]
+                raise UsageError(f"{lies} lies in the folder that is to be committed: move it, or --exclude it")
+            rules = (*(parent.rules if parent else ()), *_ignore_file(descent.current, path, absolute))
+            items, files = self._list(descent.current, path, absolute, (*rules, self._strongest))
         except OSError as error:
-            _close(descriptor)
-            raise _unreadable(absolute, error) from error
-        except BaseException:
-            _close(descriptor)
-            raise
-        return _Frame(descriptor, path, rules, iter(items)), BeginDirectory(name, files)
+            raise _changed_or_unreadable(absolute, error) from error
+        return _Frame(path, rules, iter(items)), BeginDirectory(name, files)
+
+    def _leave(self, descent: Descent, above: _Frame) -> None:
+        try:
+            descent.leave()
+        except OSError as error:
+            raise _changed_or_unreadable(self._absolute(above.path), error) from error
+
+    def _absolute(self, path: bytes) -> bytes:
+        return os.path.join(self._source, path[:-1]) if path else self._source
 
     def _list(
         self, descriptor: int, path: bytes, absolute: bytes, rules: Sequence[RuleSet]
@@ -182,14 +191,18 @@ class Walk:
                     continue
                 if len(name) > NAME_LENGTH_MAX:
                     raise SourceUnreadable(os.fsdecode(prefix + name), "its name is longer than 255 bytes")
-                status = entry.stat(follow_symlinks=False)
-                mode = stat.S_IFMT(status.st_mode)
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                    mode = stat.S_IFMT(status.st_mode)
+                    target = os.readlink(name, dir_fd=descriptor) if mode == stat.S_IFLNK else b""
+                except OSError as error:
+                    raise _changed_or_unreadable(prefix + name, error) from error
                 if mode == stat.S_IFREG:
                     items.append((name, SourceFile(name, prefix + name, status)))
                 elif mode == stat.S_IFDIR:
                     items.append((name, name))
                 elif mode == stat.S_IFLNK:
-                    items.append((name, SourceSymlink(name, os.readlink(name, dir_fd=descriptor))))
+                    items.append((name, SourceSymlink(name, target)))
                 elif self._skip_special:
                     self.report.special.append(path + name)
                 else:
@@ -220,7 +233,7 @@ def read_small(file: SourceFile) -> tuple[bytes, int]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _unreadable(file.path, error) from error
+        raise _changed_or_unreadable(file.path, error) from error
     if len(data) != file.size or not same_file(file.status, after):
         raise SourceChanged(os.fsdecode(file.path))
     return data, read_ns
@@ -235,7 +248,7 @@ class LargeSource:
         try:
             self._descriptor = open_file(file.path)
         except OSError as error:
-            raise _unreadable(file.path, error) from error
+            raise _changed_or_unreadable(file.path, error) from error
 
     @property
     def path(self) -> str:
@@ -262,7 +275,11 @@ class LargeSource:
 
     def check(self) -> None:
         """Raise SourceChanged unless the file still is what the walk saw."""
-        if not same_file(self._file.status, os.fstat(self._descriptor)):
+        try:
+            now = os.fstat(self._descriptor)
+        except OSError as error:
+            raise _changed_or_unreadable(self._file.path, error) from error
+        if not same_file(self._file.status, now):
             raise SourceChanged(self.path)
 
     def __enter__(self) -> "LargeSource":
@@ -304,17 +321,30 @@ def same_file(before: os.stat_result, after: os.stat_result) -> bool:
     )
 
 
-def _ignore_file(directory: int, path: bytes) -> tuple[RuleSet, ...]:
+def _ignore_file(directory: int, path: bytes, absolute: bytes) -> tuple[RuleSet, ...]:
+    """Return the rules of the ignore file in a directory, if there is one. A link is refused, not passed over: whoever
+    made it wants something left out."""
+    place = os.path.join(absolute, IGNORE_FILE)
     try:
         descriptor = os.open(IGNORE_FILE, _READ_FLAGS, dir_fd=directory)
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         return ()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise SourceUnreadable(os.fsdecode(place), "it is a symbolic link: give it the patterns themselves") from error
+        raise _unreadable(place, error) from error
     try:
-        data = os.read(descriptor, IGNORE_FILE_SIZE_MAX + 1)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return ()
+        data = b""
+        while more := os.read(descriptor, IGNORE_FILE_SIZE_MAX + 1 - len(data)):
+            data += more
+    except OSError as error:
+        raise _unreadable(place, error) from error
     finally:
         os.close(descriptor)
     if len(data) > IGNORE_FILE_SIZE_MAX:
-        raise UsageError(f"{os.fsdecode(path + IGNORE_FILE)} is larger than {IGNORE_FILE_SIZE_MAX} bytes")
+        raise UsageError(f"{os.fsdecode(place)} is larger than {IGNORE_FILE_SIZE_MAX} bytes")
     return (parse_ignore_file(data, path),)
 
 
@@ -330,6 +360,6 @@ def _unreadable(path: bytes, error: OSError) -> SourceUnreadable:
     return SourceUnreadable(os.fsdecode(path), error.strerror or str(error))
 
 
-def _close(descriptor: int) -> None:
-    if descriptor >= 0:
-        os.close(descriptor)
+def _changed_or_unreadable(path: bytes, error: OSError) -> SourceChanged | SourceUnreadable:
+    """Return the error for something that the walk saw: what is gone by now, or something else, has changed."""
+    return SourceChanged(os.fsdecode(path)) if error.errno in _CHANGED else _unreadable(path, error)

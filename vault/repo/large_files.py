@@ -6,24 +6,25 @@ and each is hashed again, so that nothing is stored that was not read. Memory: t
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import ExitStack, suppress
+from concurrent.futures import Executor, Future, wait
+from contextlib import ExitStack
 from typing import Final, NamedTuple, Protocol
 
 from blake3 import blake3
 
 from vault.chunking.cut import cut
 from vault.chunking.params import ChunkingParams
-from vault.errors import KeyExists, SourceChanged
-from vault.format.chunk_table import Chunk, ChunkTable, encode_chunk_table
+from vault.errors import SourceChanged, UsageError
+from vault.format.chunk_table import CHUNKS_MAX, Chunk, ChunkTable, encode_chunk_table
 from vault.format.digest import digest
-from vault.format.layout import whole_index_key, whole_key
+from vault.format.layout import whole_key
 from vault.format.pack import Codec, ObjectKind
 from vault.ids import Digest
+from vault.repo.existing import publish_or_confirm, put_chunk_table
 from vault.repo.index import ObjectIndex
 from vault.repo.object_writer import ObjectWriter
 from vault.repo.whole_files import WholeFiles
-from vault.stores.base import Stage, Store, put_if_absent
+from vault.stores.base import Stage, Store
 
 _BUFFER_SIZE: Final = 16 << 20
 _KNOWN_SHARE_MIN: Final = 0.5  # of a file's bytes: from here on a recipe saves more than a file of its own is worth
@@ -96,7 +97,8 @@ class LargeFileWriter:
             check: called after each pass; raises SourceChanged if the file is not what it was.
 
         Raises:
-            SourceChanged: a second pass met other bytes than the first.
+            SourceChanged: it is longer than it was, or a second pass met other bytes than the first.
+            UsageError: it has more chunks than a table may.
             StoreError: as the store says; nothing refers to what was written.
         """
         if not self._buffers:
@@ -119,9 +121,8 @@ class LargeFileWriter:
         return StoredFile(table.file, table.size, table.size - work.known_bytes, 0)
 
     def _publish_whole(self, stage: Stage, table: ChunkTable) -> None:
-        with suppress(KeyExists):
-            stage.publish(whole_key(table.file))
-        put_if_absent(self._store, whole_index_key(table.file), encode_chunk_table(table))
+        publish_or_confirm(self._store, stage, whole_key(table.file), table.file)
+        put_chunk_table(self._store, table)
         self._index.add_whole(table)
         if self._whole_files is not None:
             self._whole_files.remember(table.file)
@@ -157,10 +158,17 @@ class _FirstPass:
         self.known_bytes = 0
         self.stage: Stage | None = None
         self.chunks_are_stored = compress is not None
+        self._pending: list[Future[None]] = []
 
     def run(self, advance: Callable[[int], None]) -> None:
+        try:
+            self._run(advance)
+        finally:
+            # Whatever went wrong: nobody may still write to the stage when it is closed, or use the buffers.
+            wait(self._pending)
+
+    def _run(self, advance: Callable[[int], None]) -> None:
         tail = memoryview(b"")
-        pending: list[Future[None]] = []
         first = True
         turn = 0
         while True:
@@ -170,10 +178,12 @@ class _FirstPass:
             got = self._source.read_at(self.size, buffer[start : start + _BUFFER_SIZE])
             at_end = got < _BUFFER_SIZE
             fresh = buffer[start : start + got]
-            for task in pending:  # the other buffer is ours again, and the hasher takes its data in order
+            for task in self._pending:  # the other buffer is ours again, and the hasher takes its data in order
                 task.result()
-            pending = [self._owner._pool.submit(self._hash, fresh)]
+            self._pending = [self._owner._pool.submit(self._hash, fresh)]
             self.size += got
+            if self.size > self._source.size:  # it may grow as fast as we read
+                raise SourceChanged(self._source.path)
             full = buffer[: start + got]
             pieces = cut(full, self._owner._params)
             if not at_end:
@@ -183,19 +193,21 @@ class _FirstPass:
                 self._choose(chunks)
                 first = False
             if self.stage is not None:
-                pending.append(self._owner._pool.submit(self.stage.write, fresh))
+                self._pending.append(self._owner._pool.submit(self.stage.write, fresh))
             elif self.chunks_are_stored:
                 for (offset, length), chunk in zip(pieces, chunks, strict=True):
                     if not self._owner._writer.has(chunk.digest):
                         self._owner._add_chunk(chunk, full[offset : offset + length], self._compress)
             self.chunks += chunks
+            if len(self.chunks) > CHUNKS_MAX:
+                raise UsageError(f"{self._source.path} is too large for this store: it has more than {CHUNKS_MAX:,} chunks")
             advance(got)
             if at_end:
                 break
             end = pieces[-1][0] + pieces[-1][1] if pieces else 0
             tail = full[end:]
             turn = 1 - turn
-        for task in pending:
+        for task in self._pending:
             task.result()
 
     def _hash(self, data: memoryview) -> None:

@@ -5,28 +5,26 @@ that nothing names, which gc collects. Threads: one at a time.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from blake3 import blake3
 
-from vault.errors import KeyExists
-from vault.format.layout import pack_index_key, pack_key
+from vault.format.layout import pack_key
 from vault.format.pack import (
     OBJECT_HEADER,
     PACK_MAGIC,
-    PACK_OBJECTS_MAX,
     Codec,
     ObjectKind,
     PackedObject,
     PackIndex,
-    encode_index,
     encode_object_header,
 )
 from vault.ids import Digest
-from vault.stores.base import Buffer, Stage, Store, put_if_absent
+from vault.repo.existing import publish_or_confirm, put_pack_index
+from vault.stores.base import Buffer, Stage, Store
 
 PACK_LENGTH_TARGET: Final = 128 << 20
+PACK_OBJECTS_TARGET: Final = 1 << 16  # each costs some 300 bytes of memory until its pack is published
 
 
 class Packer:
@@ -40,7 +38,7 @@ class Packer:
         Args:
             store: where packs go.
             published: called after each pack, when its objects may be referred to by others.
-            length_target: a pack is published once it is this long.
+            length_target: a pack is published once it is this long, or has PACK_OBJECTS_TARGET objects.
         """
         self._store = store
         self._published = published
@@ -61,7 +59,7 @@ class Packer:
         self._objects.append(PackedObject(object_digest, self._length, len(data), size, codec, kind))
         self._write(data)
         self.stored_bytes += OBJECT_HEADER.size + len(data)
-        if self._length >= self._length_target or len(self._objects) == PACK_OBJECTS_MAX:
+        if self._length >= self._length_target or len(self._objects) >= PACK_OBJECTS_TARGET:
             self.flush()
 
     def flush(self) -> None:
@@ -72,9 +70,9 @@ class Packer:
         index = PackIndex(pack, self._length, tuple(self._objects))
         with self._stage as stage:
             self._stage = None
-            with suppress(KeyExists):  # the same objects in the same order: another commit of the same data was first
-                stage.publish(pack_key(pack))
-        put_if_absent(self._store, pack_index_key(pack), encode_index(pack, index.pack_length, index.objects))
+            # The same objects in the same order: another commit of the same data may have been first.
+            publish_or_confirm(self._store, stage, pack_key(pack), pack)
+        put_pack_index(self._store, index)
         self._published(index)
 
     def discard(self) -> None:

@@ -3,7 +3,7 @@
 Pages are verified against the digest that named them. Threads: as the ObjectReader below.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vault.errors import FormatError
@@ -23,6 +23,16 @@ class Directory(NamedTuple):
     def is_empty(self) -> bool:
         """Whether it has no entries."""
         return not self.rows and (self.leaf is None or not self.leaf.count)
+
+
+def in_order(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield entries as they come, up to the first whose name does not follow the one before: that raises FormatError."""
+    before = b""
+    for entry in entries:
+        if entry.name <= before:
+            raise FormatError("directory", "names are not in strictly ascending byte order")
+        before = entry.name
+        yield entry
 
 
 class TreeReader:
@@ -54,9 +64,8 @@ class TreeReader:
                 yield self.load_leaf(row)
 
     def entries(self, directory: Digest) -> Iterator[Entry]:
-        """Yield the entries of a directory in name order."""
-        for leaf in self.leaves(self.load(directory)):
-            yield from leaf.entries()
+        """Yield the entries of a directory in name order. Raises FormatError where they are not in order."""
+        return in_order(entry for leaf in self.leaves(self.load(directory)) for entry in leaf.entries())
 
     def find(self, directory: Digest, name: bytes) -> Entry | None:
         """Return one entry of a directory, or None."""

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import importlib
 import inspect
+import json
 import os
 import re
 import shutil
@@ -11,14 +12,18 @@ import socket
 import subprocess
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import click
 import pytest
-from vault_fuse import launchers
+from vault_fuse import launchers, status_files
 
 from vault import errors
+from vault.cli.cmd_runs import run_record
 from vault.cli.commands import COMMANDS, CommandTable
+from vault.ids import Digest, RunId
+from vault.repo.runs import Input, Run
 from vault.settings import VARIABLES
 from vault.testing.mounts import mount_types, why_not_mountable
 from vault.testing.transcripts import Block, Prompt, blocks, console_steps, pattern
@@ -144,6 +149,21 @@ def test_every_dependency_is_explained_and_no_other():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [re.split(r"[<>=]", name)[0] for name in project["dependencies"]]
     assert re.findall(r"^\| `([\w-]+)` \|", table, re.M) == needed
+
+
+def test_the_record_in_the_readme_has_the_fields_of_a_record():
+    [block] = [block for block in blocks((ROOT / "README.md").read_text()) if block.kind == "json"]
+    shown = json.loads(block.body)
+    used = Input(snapshot=Digest(bytes(32)), ref="digits@v2", entries_total=1, opened=1, first_open="", last_open="")
+    audit = types.SimpleNamespace(files_total=lambda _: 1)
+    record: dict = {"type": "run", **run_record(audit, Run(run=RunId("x"), inputs=(used,)))}
+    assert set(shown) == set(record)
+    assert set(shown["inputs"][0]) == set(record["inputs"][0])
+
+
+def test_every_status_file_is_described_and_no_other():
+    section = (DOCS / "reference" / "mount-semantics.md").read_text().partition("## Status files")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(status_files.NAMES)
 
 
 def test_make_targets_that_pages_name_exist():

@@ -15,7 +15,7 @@ from vault_fuse.requests import Requests
 from vault_fuse.shipper import ship
 from vault_fuse.statistics import Statistics
 from vault_fuse.supervisor import Abilities, Supervisor, answer_init, default_workers
-from vault_fuse.worker import serve
+from vault_fuse.worker import make_inbox, serve
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     workers = parts.options.workers or default_workers()
     statistics = Statistics(workers)
     backings = share_backings()
+    inboxes = [make_inbox() for _ in range(workers)]
     device = fuse_device.mount(path, parts.facts.store, allow_other=parts.options.allow_other)
 
     def worker_main(own_device: int, worker: int, abilities: Abilities) -> int:
@@ -39,7 +40,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             Backings(backings, parts.state_dir) if abilities.passthrough else None,
             started_ns=parts.started_ns,
         )
-        return serve(own_device, requests, statistics, worker)
+        return serve(own_device, requests, statistics, worker, inboxes[worker])
 
     spool = parts.spool
     try:

@@ -165,7 +165,7 @@ class Operations:
             slot, number = inside
             uid, gid, tid = self._fuse.fuse_get_context()
             view = slot.view
-            self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid)
+            self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid, 0)
         return 0
 
     def read(self, path: str, size: int, offset: int, _info: Any) -> bytes:

@@ -71,6 +71,10 @@ class _NoRecorder:
     def opened(self, *_: object) -> None:
         """Do nothing."""
 
+    def has_recorded(self, *_: object) -> bool:
+        """Say that there is nothing to do."""
+        return True
+
 
 def choose_engine(requested: str) -> str:
     """Return the engine to use: the requested one, or the direct one where it can run.

@@ -18,11 +18,20 @@ from typing import Final
 from blake3 import blake3
 
 from vault.clock import format_time
-from vault.errors import RecordingError
+from vault.errors import FormatError, RecordingError
 from vault.format.records import ProcessClass, Reader, Start
 from vault.ids import Digest, RunId
 from vault.repo import liveness
-from vault.repo.read_table import COUNT_MAX, LAST_OPEN, ReadTable, TableHead, create_table
+from vault.repo.read_table import (
+    COUNT_MAX,
+    LAST_OPEN,
+    REQUEST,
+    REQUEST_COUNT,
+    ReadTable,
+    ShippedTable,
+    TableHead,
+    create_table,
+)
 from vault.repo.spool import Registration, Spool, open_spool
 from vault_fuse.attribution import Identity, attribute, unseen_run
 from vault_fuse.launchers import Host
@@ -142,6 +151,7 @@ class Recorder:
         tid: int,
         uid: int,
         gid: int,
+        request: int = 0,
     ) -> None:
         """Record that a thread opens a file; answer the OPEN only after this has returned.
 
@@ -154,6 +164,7 @@ class Recorder:
             tid: the thread, from the request's header; 0 if it cannot be seen from here.
             uid: the user, from the request's header.
             gid: the group, from the request's header.
+            request: a number that no other request has, by which `has_recorded` finds this one.
 
         Raises:
             RecordingError: it could not be recorded. The open must fail (EIO); the log says what to do.
@@ -166,10 +177,14 @@ class Recorder:
             thread.seen_ns = now
             table = thread.tables.get(slot_key)
             if table is None:
-                self._start_table(thread.process.run, slot_key, snapshot, ref, entries_total, entry_number, now)
+                run = thread.process.run
+                self._start_table(run, slot_key, snapshot, ref, entries_total, entry_number, now, request)
                 return
-            table.cells[LAST_OPEN] = now
+            cells = table.cells
+            cells[LAST_OPEN] = now
             count = table.counts[entry_number]
+            cells[REQUEST_COUNT] = count + 1
+            cells[REQUEST] = request  # after the count that it is to make: a kill in between must not make it look done
             if not count:
                 table.first(entry_number)
             elif count != COUNT_MAX:
@@ -177,6 +192,18 @@ class Recorder:
         except OSError as error:
             self._complain(error)
             raise RecordingError(self._spool.folder, error.strerror or str(error)) from error
+
+    def has_recorded(self, request: int, entry_number: int) -> bool:
+        """Say whether this worker's predecessor had recorded a request, when it died before it answered."""
+        for name in self._spool.table_names():
+            if f"~{self._worker}-" in name:
+                try:
+                    with ShippedTable(f"{self._spool.tables}/{name}") as table:
+                        if table.has_counted(request, entry_number):
+                            return True
+                except (FormatError, FileNotFoundError):  # damaged, or shipped meanwhile
+                    continue
+        return False
 
     def close(self) -> None:
         """Let go of tables and callers. Nothing is lost if this is never called."""
@@ -368,7 +395,7 @@ class Recorder:
     # Tables.
 
     def _start_table(
-        self, run: _Run, slot_key: int, snapshot: Digest, ref: str, entries_total: int, number: int, now: int
+        self, run: _Run, slot_key: int, snapshot: Digest, ref: str, entries_total: int, number: int, now: int, request: int
     ) -> None:
         """Make the table of a run and a snapshot, with its first open in it, durably."""
         self._check_room(run, entries_total)
@@ -378,7 +405,7 @@ class Recorder:
         )  # fmt: skip
         slot = blake3(snapshot + ref.encode(errors="replace")).hexdigest(length=8)
         name = f"{run.run}~{slot}~{self._worker}-{now:x}"
-        run.tables[slot_key] = create_table(self._spool.tables, name, head, number, now)
+        run.tables[slot_key] = create_table(self._spool.tables, name, head, number, now, request)
 
     def _check_room(self, needing: _Run, entries_total: int) -> None:
         """Bound what this worker maps and what the spool takes.

@@ -69,8 +69,13 @@ class OpenRecorder(Protocol):
         tid: int,
         uid: int,
         gid: int,
+        request: int,
     ) -> None:
         """Record one open. Raises when it cannot: then the open fails."""
+        ...
+
+    def has_recorded(self, request: int, entry_number: int) -> bool:
+        """Say whether a worker that died had recorded this open; its number among the requests is the same."""
         ...
 
 
@@ -111,6 +116,7 @@ class Requests:
         self._try_passthrough = True
         self._started_ns = started_ns
         self._store_path = repository.store.url
+        self.is_repeated = False  # the request was begun by a worker that died over it
         self.handlers = {
             int(Op.LOOKUP): self.lookup,
             int(Op.GETATTR): self.getattr,
@@ -193,7 +199,8 @@ class Requests:
         view = slot.view
         is_shared = self._backings is not None and view.is_whole(number)
         path = view.whole_path(number) if is_shared else None
-        self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid)
+        if not (self.is_repeated and self._recorder.has_recorded(unique, number)):
+            self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid, unique)
         if self._backings is None or not is_shared:
             self._reply(unique, _OPENED)
             return
@@ -231,7 +238,7 @@ class Requests:
     def release(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
         """Answer RELEASE: let go of passthrough."""
         (handle,) = RELEASE_IN.unpack_from(body)
-        if handle == _SHARED and self._backings is not None:
+        if handle == _SHARED and self._backings is not None and not self.is_repeated:  # it may have been counted
             backing = self._backings.give(nodeid)
             if backing:
                 fuse_device.close_backing(self._device, backing)

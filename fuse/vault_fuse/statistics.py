@@ -1,7 +1,7 @@
 """Counters that all processes of a mount share: one page of memory per worker, plain additions, no locks.
 
-Also says what each worker is busy with, so that the supervisor can end a request that takes too long. Threads: one writer
-per worker's page, any number of readers.
+Also says what each worker is busy with, so that the supervisor can end a request that takes too long, and the next worker
+one that was interrupted. Threads: one writer per worker's page, any number of readers.
 """
 
 import mmap
@@ -11,7 +11,8 @@ from vault_fuse.wire import Op
 
 _PAGE: Final = 4096
 _NUMBERS: Final = _PAGE // 8
-ERRORS, READ_BYTES, BUSY_UNIQUE, BUSY_SINCE_NS, STARTS = 64, 65, 66, 67, 68  # opcodes take 0 to 63
+ERRORS, READ_BYTES, STARTS = 64, 65, 66  # opcodes take 0 to 63
+BEGUN, DONE = 67, 68  # `unique` of the request that a worker began last, and ended last: it is idle if they are equal
 
 
 class Statistics:

@@ -1,8 +1,10 @@
 """Mounts, keeps workers alive, and ends the mount cleanly. It never touches a request's data.
 
 The supervisor holds every device descriptor, so that a request that a dead worker had read is not lost: the next worker
-gets its descriptor, and FUSE_NOTIFY_RESEND makes the kernel ask again. Readers see a pause and no error. A request that is
-under way for longer than the deadline is answered with EIO here, whatever its worker does.
+gets its descriptor and its inbox, and answers. Readers see a pause and no error. FUSE_NOTIFY_RESEND is not used: it takes
+requests away from the living workers too, whose opens would be counted twice.
+
+A request that is under way for longer than the deadline, or that has killed several workers, is answered with EIO here.
 
 Signals: SIGTERM and SIGINT unmount. Threads: one; children are forked before anything that does not survive a fork exists.
 """
@@ -19,8 +21,8 @@ from typing import Final
 
 from vault.errors import MountError
 from vault_fuse import device as fuse_device
-from vault_fuse.statistics import BUSY_SINCE_NS, BUSY_UNIQUE, STARTS, Statistics
-from vault_fuse.wire import READ_BUFFER_SIZE, WANTED, Init, decode_init, encode_error, encode_init, encode_resend
+from vault_fuse.statistics import BEGUN, DONE, ERRORS, STARTS, Statistics
+from vault_fuse.wire import READ_BUFFER_SIZE, WANTED, Init, decode_init, encode_error, encode_init
 from vault_fuse.worker import EXIT_TOO_LARGE, EXIT_UNMOUNTED
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ WORKERS_MAX: Final = 8
 DEADLINE_S: Final = 60.0
 _TICK_S: Final = 1.0
 _DEATHS_MAX: Final = 20  # within _DEATHS_WINDOW_S: more than that is no accident, and readers must not wait for ever
+_TRIES_MAX: Final = 5  # deaths of workers over one request
 _DEATHS_WINDOW_S: Final = 10.0
 _SHIPPER_GRACE_S: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
@@ -45,7 +48,6 @@ class Abilities:
     """What the kernel agreed to at INIT."""
 
     passthrough: bool
-    resend: bool
 
 
 WorkerMain = Callable[[int, int, Abilities], int]  # (device, worker, abilities) -> exit status; runs in the child
@@ -61,7 +63,7 @@ def answer_init(device: int) -> Abilities:
     if not fuse_device.can_mount_directly():
         flags &= ~Init.PASSTHROUGH
     os.write(device, encode_init(request, flags))
-    return Abilities(bool(flags & Init.PASSTHROUGH), bool(flags & Init.HAS_RESEND))
+    return Abilities(bool(flags & Init.PASSTHROUGH))
 
 
 @dataclass(slots=True)
@@ -80,6 +82,8 @@ class Supervisor:
     _running: dict[int, int] = field(default_factory=dict)  # process -> worker
     _shipper: int = 0
     _deaths_s: list[float] = field(default_factory=list)
+    _late: dict[int, tuple[int, float]] = field(default_factory=dict)  # worker -> its request, and when that was seen first
+    _deadly: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> its request, and how many died over it
     _stopping: bool = False
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -198,12 +202,8 @@ class Supervisor:
             self._deaths_s = [at for at in self._deaths_s if now_s - at < _DEATHS_WINDOW_S] + [now_s]
             if len(self._deaths_s) > _DEATHS_MAX:
                 self._abort()
+            self._end_deadly_request(worker)
         self._start_worker(worker)
-        if self.abilities.resend:
-            try:
-                os.write(self.device, encode_resend())
-            except OSError as error:
-                logger.debug("resend: %s", error)
 
     def _abort(self) -> None:
         entry = fuse_device.find_mount(self.path)
@@ -232,18 +232,41 @@ class Supervisor:
         except (ProcessLookupError, ChildProcessError):
             pass
 
-    # Deadlines.
+    # Requests that must not go on.
+
+    def _busy_with(self, worker: int) -> int:
+        """Return the request that a worker has begun and not ended, or 0."""
+        page = self.statistics.page(worker)
+        begun = page[BEGUN]
+        return 0 if begun == page[DONE] else begun
 
     def _end_late_requests(self) -> None:
-        now_ns = time.monotonic_ns()
+        now_s = time.monotonic()
         for process, worker in list(self._running.items()):
-            page = self.statistics.page(worker)
-            unique, since_ns = page[BUSY_UNIQUE], page[BUSY_SINCE_NS]
-            if unique and now_ns - since_ns > self.deadline_s * 1e9 and page[BUSY_UNIQUE] == unique:
+            unique = self._busy_with(worker)
+            seen, since_s = self._late.get(worker, (0, 0.0))
+            if unique != seen:
+                self._late[worker] = (unique, now_s)
+            elif unique and now_s - since_s > self.deadline_s:
                 logger.error("a request took longer than %.0f s and fails: the store does not answer", self.deadline_s)
-                page[BUSY_UNIQUE] = 0
-                try:
-                    os.write(self._devices[worker], encode_error(unique, errno.EIO))
-                except OSError as error:
-                    logger.debug("late reply: %s", error)
+                self._fail(worker, unique)
                 os.kill(process, signal.SIGKILL)
+
+    def _end_deadly_request(self, worker: int) -> None:
+        unique = self._busy_with(worker)
+        seen, deaths = self._deadly.get(worker, (0, 0))
+        deaths = deaths + 1 if unique == seen else 1
+        self._deadly[worker] = (unique, deaths)
+        if unique and deaths >= _TRIES_MAX:
+            logger.error("a request fails after %d workers died over it", deaths)
+            self._fail(worker, unique)
+
+    def _fail(self, worker: int, unique: int) -> None:
+        """Fail a request of a worker; none of its successors begins it again."""
+        page = self.statistics.page(worker)
+        page[DONE] = unique
+        page[ERRORS] += 1
+        try:
+            os.write(self._devices[worker], encode_error(unique, errno.EIO))
+        except OSError as error:
+            logger.debug("late reply: %s", error)

@@ -58,7 +58,6 @@ class Init(IntFlag):
     CACHE_SYMLINKS = 1 << 23
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
-    HAS_RESEND = 1 << 39
 
 
 WANTED: Final = (
@@ -71,15 +70,11 @@ WANTED: Final = (
     | Init.CACHE_SYMLINKS
     | Init.INIT_EXT
     | Init.PASSTHROUGH
-    | Init.HAS_RESEND
 )
 
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_PASSTHROUGH: Final = 1 << 7
-
-NOTIFY_RESEND: Final = 7
-RESENT_BIT: Final = 1 << 63  # in `unique` of a request that is sent again
 
 IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # length opcode unique nodeid uid gid tid extlen pad
 OUT_HEADER: Final = struct.Struct("<IiQ")  # length error unique
@@ -140,8 +135,3 @@ def encode_init(request: InitRequest, flags: int) -> bytes:
 def encode_error(unique: int, number: int) -> bytes:
     """Return the reply that fails a request with an errno (0: succeeds without a body)."""
     return OUT_HEADER.pack(OUT_HEADER.size, -number, unique)
-
-
-def encode_resend() -> bytes:
-    """Return the notification that asks for all requests that were read and not answered."""
-    return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)

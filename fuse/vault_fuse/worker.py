@@ -1,21 +1,22 @@
 """A worker's life: read a request, answer it, for ever. Any worker can answer any request, and may be killed at any time.
 
 Runs in a process of its own with one thread. It ends when the mount does, when it has grown too large (between requests:
-the supervisor starts another), or with its supervisor.
+the supervisor starts another), or with its supervisor. The kernel writes each request into an inbox, memory that outlives
+the worker: what one worker had read when it died, the next one answers first.
 """
 
 import errno
 import gc
 import logging
+import mmap
 import os
-import time
 from typing import Final
 
 from vault.errors import VaultError
 from vault_fuse.errnos import errno_of
 from vault_fuse.placement import SAMPLE_EVERY, STREAM_READS, Placement
 from vault_fuse.requests import Failure, Requests
-from vault_fuse.statistics import BUSY_SINCE_NS, BUSY_UNIQUE, ERRORS, Statistics
+from vault_fuse.statistics import BEGUN, DONE, ERRORS, Statistics
 from vault_fuse.wire import IN_HEADER, READ_BUFFER_SIZE, WRITING, Op, encode_error
 
 logger = logging.getLogger(__name__)
@@ -24,21 +25,26 @@ EXIT_UNMOUNTED: Final = 0
 EXIT_TOO_LARGE: Final = 75
 MEMORY_MAX_BYTES: Final = 200 << 20
 _HOUSEKEEPING_EVERY: Final = 8192  # requests
-_NO_REPLY: Final = frozenset({Op.FORGET, Op.BATCH_FORGET})
-_QUICK: Final = frozenset({Op.RELEASE})
+_NO_REPLY: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.DESTROY})
 
 
-def serve(device: int, requests: Requests, statistics: Statistics, worker: int) -> int:
+def make_inbox() -> mmap.mmap:
+    """Return the inbox of one worker and its successors; processes forked later share it."""
+    return mmap.mmap(-1, READ_BUFFER_SIZE)
+
+
+def serve(device: int, requests: Requests, statistics: Statistics, worker: int, inbox: mmap.mmap) -> int:
     """Answer requests until the mount ends. Returns an exit status."""
-    buffer = bytearray(READ_BUFFER_SIZE)
-    view = memoryview(buffer)
-    buffers = [buffer]
+    for at in range(0, len(inbox), mmap.PAGESIZE):
+        inbox[at] = inbox[at]  # present from here on: a kill while the kernel faults one in would fail the request
+    view = memoryview(inbox)
+    buffers = [view]
     counters = statistics.page(worker)
-    counters[BUSY_UNIQUE] = 0
+    _finish(device, requests, view, counters)
     placement = Placement()
     caller = callers = 0  # who called last, and how often that changed since the last sample
     handlers = requests.handlers
-    readv, unpack, now_ns = os.readv, IN_HEADER.unpack_from, time.monotonic_ns
+    readv, unpack = os.readv, IN_HEADER.unpack_from
     read_op, reads, until_sample, until_housekeeping = int(Op.READ), 0, SAMPLE_EVERY, _HOUSEKEEPING_EVERY
     gc.collect()
     gc.freeze()
@@ -52,27 +58,23 @@ def serve(device: int, requests: Requests, statistics: Statistics, worker: int) 
             if error.errno == errno.ENODEV:
                 return EXIT_UNMOUNTED
             raise
-        _, opcode, unique, nodeid, uid, gid, tid, _, _ = unpack(buffer)
+        _, opcode, unique, nodeid, uid, gid, tid, _, _ = unpack(view)
         if opcode < 64:
             counters[opcode] += 1
         handler = handlers.get(opcode)
         if handler is None:
             if opcode == Op.DESTROY:
                 return EXIT_UNMOUNTED
-            if opcode not in _NO_REPLY:
-                _send(device, encode_error(unique, errno.EROFS if opcode in WRITING else errno.ENOSYS))
+            _refuse(device, opcode, unique)
             continue
-        if opcode not in _QUICK:
-            counters[BUSY_SINCE_NS] = now_ns()
-            counters[BUSY_UNIQUE] = unique
+        counters[BEGUN] = unique
         try:
             handler(unique, nodeid, view[40:length], uid, gid, tid)
         except Failure as failure:
             _send(device, encode_error(unique, failure.number))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is one failed request, and a line in the log
-            _fail(device, opcode, unique, nodeid, error)
-            counters[ERRORS] += 1
-        counters[BUSY_UNIQUE] = 0
+            _fail(device, opcode, unique, nodeid, error, counters)
+        counters[DONE] = unique
         if opcode == read_op:
             reads += 1
             if reads == STREAM_READS:
@@ -99,15 +101,44 @@ def serve(device: int, requests: Requests, statistics: Statistics, worker: int) 
                 return EXIT_TOO_LARGE
 
 
-def _fail(device: int, opcode: int, unique: int, nodeid: int, error: Exception) -> None:
-    """Fail a request with the errno for an error, and say so in the log."""
+def _finish(device: int, requests: Requests, inbox: memoryview, counters: memoryview) -> None:
+    """Answer the request that the worker before this one had read and not ended when it died, if there is one."""
+    length, opcode, unique, nodeid, uid, gid, tid, _, _ = IN_HEADER.unpack_from(inbox)
+    if not unique or unique == counters[DONE]:
+        return
+    handler = requests.handlers.get(opcode)
+    if handler is None:
+        _refuse(device, opcode, unique)
+        return
+    counters[BEGUN] = unique
+    requests.is_repeated = True
+    try:
+        handler(unique, nodeid, inbox[40:length], uid, gid, tid)
+    except Failure as failure:
+        _send(device, encode_error(unique, failure.number))
+    except Exception as error:  # noqa: BLE001 - as above
+        _fail(device, opcode, unique, nodeid, error, counters)
+    requests.is_repeated = False
+    counters[DONE] = unique
+
+
+def _refuse(device: int, opcode: int, unique: int) -> None:
+    """Answer a request that nobody handles."""
+    if opcode not in _NO_REPLY:
+        _send(device, encode_error(unique, errno.EROFS if opcode in WRITING else errno.ENOSYS))
+
+
+def _fail(device: int, opcode: int, unique: int, nodeid: int, error: Exception, counters: memoryview) -> None:
+    """Fail a request with the errno for an error, say so in the log, and count it."""
     if isinstance(error, OSError) and error.errno == errno.ENOENT and not isinstance(error, VaultError):
-        # The reply found no request any more: its caller was killed. Or a file of the store is gone.
+        # The reply found no request any more: its caller was killed, or it was answered before.
         logger.debug("request %d on node %x: %s", opcode, nodeid, error)
-    elif isinstance(error, (VaultError, OSError)):
-        logger.error("request %d on node %x failed: %s", opcode, nodeid, error)
     else:
-        logger.exception("request %d on node %x failed", opcode, nodeid)
+        counters[ERRORS] += 1
+        if isinstance(error, (VaultError, OSError)):
+            logger.error("request %d on node %x failed: %s", opcode, nodeid, error)
+        else:
+            logger.exception("request %d on node %x failed", opcode, nodeid)
     _send(device, encode_error(unique, errno_of(error)))
 
 

@@ -4,10 +4,12 @@ A file in the spool, mapped by the worker that counts and read by whoever ships 
 Each table has one writer for its whole life. A machine's own cache, not part of the store format: another version of vault
 refuses it. Threads: one counts, any may read. Layout (native byte order), offsets in bytes:
 
-    0      8s   magic            32     Q  state: 0 counting, 1 closed by the shipper, 2 released by the worker
-    8      Q    entries_total    40     Q  head_length
-    16     Q    first_open_ns    48        head: JSON of TableHead
-    24     Q    last_open_ns     131072    entries_total counts, then from the next page on as many shipped counts
+    0      8s   magic            40     Q  head_length
+    8      Q    entries_total    48     Q  request: number of the request that counted last, or is about to
+    16     Q    first_open_ns    56     Q  request_count: the count that it makes of its entry
+    24     Q    last_open_ns     64        head: JSON of TableHead
+    32     Q    state: 0 counting, 1 closed by the shipper, 2 released by the worker
+    131072      entries_total counts, then from the next page on as many shipped counts
 """
 
 import contextlib
@@ -25,13 +27,13 @@ from vault.errors import FormatError
 from vault.format.readset import Segment
 from vault.format.records import ProcessClass, Start
 
-MAGIC: Final = b"VRTABLE1"
+MAGIC: Final = b"VRTABLE2"
 COUNTS_AT: Final = 131072
-HEAD_AT: Final = 48
+HEAD_AT: Final = 64
 PAGE: Final = 4096
 COUNT_MAX: Final = 255
 ENTRIES_MAX: Final = 1 << 32
-_ENTRIES_TOTAL, FIRST_OPEN, LAST_OPEN, STATE, _HEAD_LENGTH = 1, 2, 3, 4, 5  # cells of 8 bytes
+_ENTRIES_TOTAL, FIRST_OPEN, LAST_OPEN, STATE, _HEAD_LENGTH, REQUEST, REQUEST_COUNT = 1, 2, 3, 4, 5, 6, 7  # of 8 bytes
 _COMPARED_AT_ONCE: Final = 1 << 16
 _EQUAL: Final = re.compile(rb"([^\0])\1*")
 _ALL_BITS: Final = bytes([0]) + bytes([255]) * 255  # translates a count to a mask
@@ -100,7 +102,7 @@ class ReadTable:
         os.close(self._descriptor)
 
 
-def create_table(folder: str, name: str, head: TableHead, number: int, now_ns: int) -> ReadTable:
+def create_table(folder: str, name: str, head: TableHead, number: int, now_ns: int, request: int = 0) -> ReadTable:
     """Create a table with one entry counted, durably: it survives power loss once this returns.
 
     Raises:
@@ -115,7 +117,7 @@ def create_table(folder: str, name: str, head: TableHead, number: int, now_ns: i
     try:
         os.ftruncate(descriptor, _shipped_at(head.entries_total) + head.entries_total)
         cells = b"".join(
-            value.to_bytes(8, sys.byteorder) for value in (head.entries_total, now_ns, now_ns, 0, len(encoded))
+            value.to_bytes(8, sys.byteorder) for value in (head.entries_total, now_ns, now_ns, 0, len(encoded), request, 1)
         )
         os.posix_fallocate(descriptor, 0, HEAD_AT + len(encoded))
         os.pwrite(descriptor, MAGIC + cells + encoded, 0)
@@ -162,6 +164,11 @@ class ShippedTable:
     def set_state(self, state: State) -> None:
         """Change the state, for the worker to see at once."""
         os.pwrite(self._descriptor, int(state).to_bytes(8, sys.byteorder), STATE * 8)
+
+    def has_counted(self, request: int, number: int) -> bool:
+        """Say whether the last that was counted is this request for this entry, if a worker died over it."""
+        counted = os.pread(self._descriptor, 1, COUNTS_AT + number)
+        return self.cell(REQUEST) == request and bool(counted) and counted[0] >= self.cell(REQUEST_COUNT)
 
     def unshipped(self, *, reopened: bool) -> Iterator[tuple[list[Segment], list[Segment]]]:
         """Yield what was counted and not shipped, block by block: how often more, and the counts that makes.

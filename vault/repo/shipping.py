@@ -38,7 +38,7 @@ from vault.ids import RunId
 from vault.repo import liveness
 from vault.repo.outbox import Outbox, RunState, Waiting
 from vault.repo.read_table import FIRST_OPEN, LAST_OPEN, STATE, ShippedTable, State, remove_if_there
-from vault.repo.spool import LOCK, Registration, Spool, list_spools, run_of_table
+from vault.repo.spool import LOCK, UNREADABLE, Registration, Spool, list_spools, run_of_table
 from vault.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ logger = logging.getLogger(__name__)
 FLUSH_EVERY_S_MIN: Final = 2.0
 FLUSH_EVERY_S_MAX: Final = 30.0
 LOCK_POLL_S: Final = 0.02
+SUCCESSION_S: Final = 10.0  # the successor of a dead worker looks into its tables for what it had begun
 GRACE_S: Final = 5.0  # a named run may start its next process shortly; a process tree that has ended cannot
 SEGMENTS_IN_ENTRY_MAX: Final = SEGMENTS_MAX // 4
-UNREADABLE: Final = ".unreadable"
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class Shipper:
         if self.spool.writer.boot != liveness.boot_id():
             return False
         workers = set()
-        for name in self._table_names():
+        for name in self.spool.table_names():
             with ExitStack() as stack:
                 table = self._open(name, stack)
                 if table is not None:
@@ -149,16 +149,11 @@ class Shipper:
         found: dict[RunId, _Found] = defaultdict(_Found)
         for registration in self.spool.registrations():
             found[RunId(registration.run)].registrations.append(registration)
-        for name in self._table_names():
+        for name in self.spool.table_names():
             found[run_of_table(name)].tables.append(name)
         for name in os.listdir(self.spool.journals):
             found[RunId(name)]
         return found
-
-    def _table_names(self) -> Iterator[str]:
-        for name in sorted(os.listdir(self.spool.tables)):
-            if "~" in name and not name.startswith("new-") and not name.endswith(UNREADABLE):
-                yield name
 
     def _open(self, name: str, stack: ExitStack) -> ShippedTable | None:
         path = f"{self.spool.tables}/{name}"
@@ -230,8 +225,11 @@ class Shipper:
         return "processes ended" if is_over else ""
 
     def _is_given_up(self, table: ShippedTable) -> bool:
-        """Say whether the worker of a table has let go of it, or is dead."""
-        return table.cell(STATE) == State.RELEASED or not liveness.is_alive(table.head.worker_pid, table.head.worker_ticks)
+        """Say whether the worker of a table has let go of it, or has been dead for so long that its successor works."""
+        if table.cell(STATE) == State.RELEASED:
+            return True
+        is_over = now_ns() - table.cell(LAST_OPEN) > SUCCESSION_S * 1e9
+        return is_over and not liveness.is_alive(table.head.worker_pid, table.head.worker_ticks)
 
     def _is_due(self, state: RunState, memory: _Memory, touched_ns: int, *, flush: bool) -> bool:
         if touched_ns == memory.touched_ns:
@@ -330,7 +328,7 @@ class Shipper:
             outbox.forget()
 
     def _remove_if_empty(self) -> None:
-        left = [*self._table_names(), *os.listdir(self.spool.journals)]
+        left = [*self.spool.table_names(), *os.listdir(self.spool.journals)]
         damaged = [name for name in os.listdir(self.spool.tables) if name.endswith(UNREADABLE)]
         if not left and not damaged:
             shutil.rmtree(self.spool.folder, ignore_errors=True)

@@ -29,6 +29,7 @@ from vault.repo import liveness
 from vault.repo.read_table import remove_if_there, sync_folder
 
 WRITER_FILE, TABLES, PROCESSES, JOURNALS, LOCK = "writer.json", "tables", "processes", "journals", "lock"
+UNREADABLE = ".unreadable"  # end of the name of a table that is damaged and set aside
 _T = TypeVar("_T")
 FILE_SIZE_MAX = 256 << 10
 
@@ -112,6 +113,11 @@ class Spool:
     def forget(self, registration: Registration) -> None:
         """Drop the note of a process that has ended."""
         remove_if_there(f"{self.processes}/{registration.name}")
+
+    def table_names(self) -> list[str]:
+        """Return the names of all read tables but those that are half made or set aside."""
+        names = sorted(os.listdir(self.tables))
+        return [name for name in names if "~" in name and not name.startswith("new-") and not name.endswith(UNREADABLE)]
 
     def is_watched(self) -> bool:
         """Say whether the mount that fills this spool still runs."""

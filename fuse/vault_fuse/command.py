@@ -17,7 +17,7 @@ from vault.stores.registry import open_store
 from vault_fuse import device as fuse_device
 from vault_fuse.background import run_in_background
 from vault_fuse.bounded import call_bounded
-from vault_fuse.mounting import ENGINES, MountOptions, check_mountpoint, choose_engine, run_mount
+from vault_fuse.mounting import DEADLINE_S, ENGINES, MountOptions, check_mountpoint, choose_engine, run_mount
 from vault_fuse.users import users_of
 
 TYPE_CHECKING = False
@@ -42,6 +42,14 @@ _USERS_NAMED_MAX: Final = 5
 @click.option("--log", metavar="FILE", default="", help="Where a mount in the background writes what it has to say.")
 @click.option("--workers", type=click.IntRange(1, 8), default=None, help="Processes that answer requests.")
 @click.option(
+    "--deadline",
+    metavar="SECONDS",
+    type=click.FloatRange(1, 86400),
+    default=DEADLINE_S,
+    show_default=True,
+    help="How long a read may wait for the store before it fails (direct engine).",
+)
+@click.option(
     "--allow-other/--no-allow-other",
     default=None,
     help="Let other users read too: always so for root; others need 'user_allow_other' in /etc/fuse.conf.",
@@ -54,6 +62,7 @@ def mount(
     engine: str | None,
     log: str,
     workers: int | None,
+    deadline: float,
     allow_other: bool | None,
 ) -> None:
     """Show every version of every dataset below the empty folder DIR, and record who reads what.
@@ -68,6 +77,7 @@ def mount(
         engine=choose_engine(engine or session.engine),
         allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
         workers=workers or 0,
+        deadline_s=deadline,
     )
     log = os.path.abspath(log or _default_log(repository.cache_dir, options.path))
     cache_dir = session.cache_dir

@@ -139,9 +139,12 @@ def unmount(path: str, *, lazy: bool) -> None:
         raise OSError(errno.EBUSY if busy else errno.EPERM, done.stderr.strip() or "fusermount failed", path)
 
 
-def clone(descriptor: int) -> int:
-    """Return another descriptor of the same mount, with a queue of its own for what is being answered."""
-    cloned = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+def another(descriptor: int) -> int:
+    """Return another descriptor of the same mount, if possible with a queue of its own for what is being answered."""
+    try:
+        cloned = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:  # fusermount3 may open the device, but we may not: workers share its queue
+        return os.dup(descriptor)
     try:
         fcntl.ioctl(cloned, _CLONE, struct.pack("<I", descriptor))
     except OSError:

@@ -52,6 +52,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             worker_main=worker_main,
             shipper_main=(lambda: ship(parts.open_store, spool.folder)) if spool is not None else None,
             abilities=answer_init(device),
+            deadline_s=parts.options.deadline_s,
         )
         supervisor.run(ready)
     except BaseException:

@@ -17,6 +17,7 @@ from typing import Final
 
 from vault.clock import now_ns
 from vault.errors import MountError, UsageError
+from vault.format.config import Config
 from vault.repo.repository import Repository
 from vault.repo.spool import Spool, create_spool
 from vault.stores.base import Store
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 DIRECT: Final = "direct"
 FUSEPY: Final = "fusepy"
 ENGINES: Final = (DIRECT, FUSEPY)
+DEADLINE_S: Final = 60.0
 _KERNEL_MIN: Final = (5, 4)  # the protocol that wire.py speaks, 7.31
 
 
@@ -41,6 +43,7 @@ class MountOptions:
     engine: str = DIRECT
     allow_other: bool = True
     workers: int = 0  # 0: as many as suit the machine
+    deadline_s: float = DEADLINE_S  # a request that takes longer fails; direct engine
     record: bool = True  # only benchmarks turn it off, to know what it costs
 
 
@@ -50,6 +53,7 @@ class MountParts:
 
     open_store: Callable[[], Store]
     cache_root: str
+    config: Config
     options: MountOptions
     facts: MountFacts
     state_dir: str  # private to this mount, gone with it
@@ -57,8 +61,8 @@ class MountParts:
     started_ns: int
 
     def open_repository(self) -> Repository:
-        """Open the repository anew: once in each process."""
-        return Repository.open(self.open_store(), self.cache_root)
+        """Open the repository anew: once in each process. Reads nothing: a worker starts while the store is away."""
+        return Repository(self.open_store(), self.cache_root, self.config)
 
     def recorder(self, worker: int) -> OpenRecorder:
         """Return what records opens, for one worker."""
@@ -153,7 +157,7 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
         spool_root = os.path.join(repository.cache_dir, "spool")
         spool = create_spool(spool_root, store_id=repository.config.store, mountpoint=path)
     facts = MountFacts(repository.store.url, options.engine, os.getpid())
-    parts = MountParts(open_store, cache_root, options, facts, state_dir, spool, now_ns())
+    parts = MountParts(open_store, cache_root, repository.config, options, facts, state_dir, spool, now_ns())
     try:
         if options.engine == FUSEPY:
             from vault_fuse.engine_fusepy import run_fusepy

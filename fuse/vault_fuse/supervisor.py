@@ -28,7 +28,6 @@ from vault_fuse.worker import EXIT_TOO_LARGE, EXIT_UNMOUNTED
 logger = logging.getLogger(__name__)
 
 WORKERS_MAX: Final = 8
-DEADLINE_S: Final = 60.0
 _TICK_S: Final = 1.0
 _DEATHS_MAX: Final = 20  # within _DEATHS_WINDOW_S: more than that is no accident, and readers must not wait for ever
 _TRIES_MAX: Final = 5  # deaths of workers over one request
@@ -77,7 +76,7 @@ class Supervisor:
     worker_main: WorkerMain
     shipper_main: ShipperMain | None
     abilities: Abilities
-    deadline_s: float = DEADLINE_S
+    deadline_s: float
     _devices: list[int] = field(default_factory=list)
     _running: dict[int, int] = field(default_factory=dict)  # process -> worker
     _shipper: int = 0
@@ -97,7 +96,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # ends the sleep below
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        self._devices = [self.device, *(fuse_device.clone(self.device) for _ in range(self.workers - 1))]
+        self._devices = [self.device, *(fuse_device.another(self.device) for _ in range(self.workers - 1))]
         for worker in range(self.workers):
             self._start_worker(worker)
         self._start_shipper()

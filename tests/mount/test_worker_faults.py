@@ -1,6 +1,5 @@
 """Workers of the direct engine die, hang and lose their supervisor while programs read. Nobody gets other bytes or waits for ever."""
 
-import errno
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from vault.testing.mounts import Mount, Site, mounted, run, wait_for
+from vault.testing.mounts import Mount, Site, mounted, wait_for
 from vault.testing.trees import Tree, content, noise, paths, text, write_tree
 
 FILES = 3000

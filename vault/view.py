@@ -23,6 +23,7 @@ from vault.ids import Digest
 from vault.repo.lru import Lru
 from vault.repo.maps import open_map
 from vault.repo.objects import ObjectLocation, ObjectReader
+from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
 from vault.repo.whole_files import WholeFiles
 from vault.stores.base import Buffer
@@ -30,6 +31,8 @@ from vault.stores.base import Buffer
 PAGES_BUDGET: Final = 48 << 20
 CONTENT_BUDGET: Final = 32 << 20
 TABLES_BUDGET: Final = 8 << 20
+_PAGE_COST: Final = 2  # a page that is searched often keeps its names a second time
+_RECENT_MAX: Final = 4096  # entries
 _VIEW_SHIFT: Final = 44  # rows of one map stay below this power of two
 
 
@@ -84,6 +87,7 @@ class SnapshotView:
         self._leaves = caches.leaves
         self._contents = caches.contents
         self._tables = caches.tables
+        self._recent: dict[int, Entry] = {}
         self.entries_total = mapped.entries
         self.files_total = mapped.files
         self.directories_total = mapped.directories
@@ -95,21 +99,29 @@ class SnapshotView:
             return Entry(
                 b"", Kind.DIRECTORY, self.size_bytes_total, self.snapshot, self.files_total, self.directories_total
             )
-        directory = self._directory(self._holder(number))
-        return self._child(directory, number - directory.first_child)
+        found = self._recent.get(number)
+        if found is None:
+            directory = self._directory(self._holder(number))
+            found = self._child(directory, number - directory.first_child)
+            self._remember(number, found)
+        return found
 
     def lookup(self, directory: int, name: bytes) -> int | None:
         """Return the number of the child of a directory that has name, or None."""
         loaded = self._directory(self._row(directory))
         root = loaded.root
-        if isinstance(root, LeafPage):
-            index = root.find(name)
-            return None if index is None else loaded.first_child + index
-        page = bisect_right(root.rows, name, key=attrgetter("first_name")) - 1
-        if page < 0:
+        page = 0
+        if isinstance(root, IndexPage):
+            page = bisect_right(root.rows, name, key=attrgetter("first_name")) - 1
+            if page < 0:
+                return None
+        leaf = self._leaf(loaded, page)
+        index = leaf.find(name)
+        if index is None:
             return None
-        index = self._leaf(loaded, page).find(name)
-        return None if index is None else loaded.first_child + loaded.starts[page] + index
+        number = loaded.first_child + loaded.starts[page] + index
+        self._remember(number, leaf.entry(index))
+        return number
 
     def children(self, directory: int, start: int = 0) -> Iterator[tuple[int, Entry]]:
         """Yield (number, entry) of a directory's children in name order, from child index start on."""
@@ -191,7 +203,7 @@ class SnapshotView:
 
     def is_whole(self, number: int) -> bool:
         """Say whether a file is stored as itself."""
-        return self._map.location(number).how == How.WHOLE
+        return self._map.is_whole(number)
 
     def whole_path(self, number: int) -> str | None:
         """Return a local file whose content is this file's and known to be good, or None.
@@ -208,6 +220,12 @@ class SnapshotView:
         """Close files and let go of the map."""
         self._objects.close()
         self._map.release()
+
+    def _remember(self, number: int, entry: Entry) -> None:
+        """Keep what was found: who looks a file up will open and read it."""
+        if len(self._recent) >= _RECENT_MAX:
+            self._recent.clear()
+        self._recent[number] = entry
 
     # Directories: a page is trusted once its digest is the one that its verified parent names.
 
@@ -252,7 +270,7 @@ class SnapshotView:
             raise FormatError("map", f"directory {row} does not have the entries that its page has")
         if isinstance(directory.root, IndexPage) and len(directory.root.rows) != len(directory.page_rows):
             raise FormatError("map", f"directory {row} does not have the pages that its index has")
-        self._directories.put(self._key | row, directory, len(data) + 512)
+        self._directories.put(self._key | row, directory, _PAGE_COST * len(data) + 512)
         return directory
 
     def _leaf(self, directory: _Directory, page: int) -> LeafPage:
@@ -268,7 +286,7 @@ class SnapshotView:
             if isinstance(loaded, IndexPage) or loaded.count != row.entries:
                 raise FormatError("tree page", "a leaf does not have the entries that its index promises")
             leaf = loaded
-            self._leaves.put(self._key | page_row, leaf, len(data) + 256)
+            self._leaves.put(self._key | page_row, leaf, _PAGE_COST * len(data) + 256)
         return leaf
 
     def _child(self, directory: _Directory, index: int) -> Entry:
@@ -374,12 +392,20 @@ class SnapshotView:
         return found
 
 
-def open_view(repository: Repository, snapshot: Digest, caches: ViewCaches | None = None) -> SnapshotView:
+def open_view(
+    repository: Repository, snapshot: Digest, caches: ViewCaches | None = None, waits: Waits | None = None
+) -> SnapshotView:
     """Open a snapshot. Builds its map if the store has none. Views of one thread may share caches.
+
+    Args:
+        repository: where it is.
+        snapshot: its ID.
+        caches: what views keep in memory; its own if None.
+        waits: told before and after reads that have to wait for a disk.
 
     Raises:
         ObjectMissing: the store does not hold the snapshot.
     """
-    objects = repository.object_reader()
+    objects = repository.object_reader(waits)
     mapped = open_map(snapshot, repository.store, objects, repository.cache_dir)
     return SnapshotView(snapshot, mapped, objects, repository.whole_files, caches)

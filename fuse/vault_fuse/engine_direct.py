@@ -12,6 +12,7 @@ from vault_fuse.backings import Backings, share_backings
 from vault_fuse.mounting import MountParts
 from vault_fuse.nodes import NodeTable
 from vault_fuse.requests import Requests
+from vault_fuse.rota import Duty, Rota
 from vault_fuse.shipper import ship
 from vault_fuse.statistics import Statistics
 from vault_fuse.supervisor import Abilities, Supervisor, answer_init, default_workers
@@ -25,10 +26,14 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     workers = parts.options.workers or default_workers()
     statistics = Statistics(workers)
     backings = share_backings()
+    rota = Rota(workers)
     inboxes = [make_inbox() for _ in range(workers)]
     device = fuse_device.mount(path, parts.facts.store, allow_other=parts.options.allow_other)
+    abilities = answer_init(device)
+    fuse_device.widen_readahead(path)
 
     def worker_main(own_device: int, worker: int, abilities: Abilities) -> int:
+        duty = Duty(rota, worker)
         requests = Requests(
             own_device,
             parts.open_repository(),
@@ -38,9 +43,10 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             worker,
             parts.facts,
             Backings(backings, parts.state_dir) if abilities.passthrough else None,
+            duty,
             started_ns=parts.started_ns,
         )
-        return serve(own_device, requests, statistics, worker, inboxes[worker])
+        return serve(own_device, requests, statistics, worker, inboxes[worker], duty)
 
     spool = parts.spool
     try:
@@ -49,9 +55,10 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             path=path,
             workers=workers,
             statistics=statistics,
+            rota=rota,
             worker_main=worker_main,
             shipper_main=(lambda: ship(parts.open_store, spool.folder)) if spool is not None else None,
-            abilities=answer_init(device),
+            abilities=abilities,
             deadline_s=parts.options.deadline_s,
         )
         supervisor.run(ready)

@@ -190,6 +190,11 @@ class Recorder:
             elif count != COUNT_MAX:
                 table.counts[entry_number] = count + 1
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and self._spool.restore():
+                logger.error("%s was removed; what was in it is lost, recording begins anew", self._spool.folder)
+                self._start_over()
+                self.opened(slot_key, snapshot, ref, entries_total, entry_number, tid, uid, gid, request)
+                return
             self._complain(error)
             raise RecordingError(self._spool.folder, error.strerror or str(error)) from error
 
@@ -207,12 +212,18 @@ class Recorder:
 
     def close(self) -> None:
         """Let go of tables and callers. Nothing is lost if this is never called."""
+        self._start_over()
+        self._ends.close()
+
+    def _start_over(self) -> None:
+        """Forget all callers and their tables."""
         for run in self._runs.values():
             for table in run.tables.values():
                 table.release()
             run.tables.clear()
         self._drop_callers()
-        self._ends.close()
+        self._runs.clear()
+        self._registered.clear()
 
     # Who is it?
 

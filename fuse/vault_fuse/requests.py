@@ -12,13 +12,15 @@ from typing import Final, Protocol
 
 from vault.format.tree import NAME_LENGTH_MAX, Kind
 from vault.ids import Digest
+from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
+from vault.stores.base import Buffer
 from vault_fuse import device as fuse_device
 from vault_fuse.backings import Backings
 from vault_fuse.directories import encode_dirent, fill, list_children, list_names
 from vault_fuse.namespace import Namespace
 from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
-from vault_fuse.slots import Slots, directory_entry
+from vault_fuse.slots import Slot, Slots, directory_entry
 from vault_fuse.statistics import READ_BYTES, Statistics
 from vault_fuse.status_files import NAMES, MountFacts, render
 from vault_fuse.wire import (
@@ -29,14 +31,13 @@ from vault_fuse.wire import (
     FOPEN_KEEP_CACHE,
     FOPEN_PASSTHROUGH,
     FOR_EVER_S,
+    IN_HEADER,
     MAX_READ,
     MOMENT_S,
     NO_ENTRY,
-    OPEN_IN,
     OPEN_OUT,
     OUT_HEADER,
     READ_IN,
-    RELEASE_IN,
     STATFS_OUT,
     Op,
 )
@@ -44,6 +45,8 @@ from vault_fuse.wire import (
 logger = logging.getLogger(__name__)
 
 _NO_ENTRY_FOR_EVER: Final = ENTRY.pack(0, 0, FOR_EVER_S, 0, 0, 0) + bytes(ATTR.size)
+_UNIQUE: Final = slice(8, 16)  # of the header: what names the request
+_FLAGS_AT = _HANDLE_AT = IN_HEADER.size  # in OPEN and in RELEASE; their first byte says all that is asked here
 _SHARED: Final = 1  # handle of a file that is in the table of backings
 _OPENED: Final = OPEN_OUT.pack(0, FOPEN_KEEP_CACHE, 0)
 _OPENED_DIRECTLY: Final = OPEN_OUT.pack(0, FOPEN_DIRECT_IO, 0)
@@ -100,6 +103,7 @@ class Requests:
         worker: int,
         facts: MountFacts,
         backings: Backings | None,
+        waits: Waits,
         *,
         started_ns: int,
     ) -> None:
@@ -107,13 +111,15 @@ class Requests:
         self._nodes = nodes
         self._namespace = Namespace(repository.datasets, NAMES, started_ns)
         self._owner = (os.getuid(), os.getgid())
-        self._slots = Slots(repository, self._namespace, nodes, self._owner)
+        self._slots = Slots(repository, self._namespace, nodes, self._owner, waits)
         self._recorder = recorder
         self._statistics = statistics
         self._counters = statistics.page(worker)
         self._facts = facts
         self._backings = backings  # None: the kernel reads nothing by itself
         self._try_passthrough = True
+        self._waits = waits
+        self._open_reply = bytearray(OUT_HEADER.pack(OUT_HEADER.size + OPEN_OUT.size, 0, 0) + _OPENED)
         self._started_ns = started_ns
         self._store_path = repository.store.url
         self.is_repeated = False  # the request was begun by a worker that died over it
@@ -121,9 +127,7 @@ class Requests:
             int(Op.LOOKUP): self.lookup,
             int(Op.GETATTR): self.getattr,
             int(Op.READLINK): self.readlink,
-            int(Op.OPEN): self.open,
             int(Op.READ): self.read,
-            int(Op.RELEASE): self.release,
             int(Op.READDIR): self.readdir,
             int(Op.READDIRPLUS): self.readdirplus,
             int(Op.STATFS): self.statfs,
@@ -186,26 +190,52 @@ class Requests:
 
     # Files.
 
-    def open(self, unique: int, nodeid: int, body: memoryview, uid: int, gid: int, tid: int) -> None:
-        """Answer OPEN, after it is on record."""
-        if OPEN_IN.unpack_from(body)[0] & os.O_ACCMODE != os.O_RDONLY:
+    def open_file(self, unique: int, nodeid: int, request: Buffer, uid: int, gid: int, tid: int) -> bytearray:
+        """Return the answer to OPEN, after it is on record. It is good until the next call.
+
+        Args:
+            unique: names the request.
+            nodeid: the file.
+            request: all of it.
+            uid: who asks.
+            gid: who asks.
+            tid: who asks.
+        """
+        if request[_FLAGS_AT] & os.O_ACCMODE:  # not O_RDONLY, which is 0
             raise Failure(errno.EROFS)
+        reply = self._open_reply
+        reply[_UNIQUE] = request[_UNIQUE]
         if not nodeid >> SLOT_SHIFT:
             self._node(nodeid, NodeKind.STATUS)
-            self._reply(unique, _OPENED_DIRECTLY)
-            return
+            reply[16:] = _OPENED_DIRECTLY
+            return reply
         slot = self._slots.get(nodeid >> SLOT_SHIFT)
         number = nodeid & ENTRY_MASK
         view = slot.view
-        is_shared = self._backings is not None and view.is_whole(number)
-        path = view.whole_path(number) if is_shared else None
+        if self._backings is not None and view.is_whole(number):
+            reply[16:] = self._open_shared(slot, unique, nodeid, uid, gid, tid)
+        else:
+            self._record(slot, unique, number, uid, gid, tid)
+            reply[16:] = _OPENED
+        return reply
+
+    def _record(self, slot: Slot, unique: int, number: int, uid: int, gid: int, tid: int) -> None:
         if not (self.is_repeated and self._recorder.has_recorded(unique, number)):
+            view = slot.view
             self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid, unique)
-        if self._backings is None or not is_shared:
-            self._reply(unique, _OPENED)
-            return
+
+    def _open_shared(self, slot: Slot, unique: int, nodeid: int, uid: int, gid: int, tid: int) -> bytes:
+        """Return the answer to OPEN of a file that the kernel may read by itself."""
+        assert self._backings is not None
+        number = nodeid & ENTRY_MASK
+        self._waits.begin_waiting()  # the file may have to be hashed first
+        try:
+            path = slot.view.whole_path(number)
+        finally:
+            self._waits.end_waiting()
+        self._record(slot, unique, number, uid, gid, tid)
         backing = self._backings.take(nodeid, lambda: self._open_backing(path))
-        self._reply(unique, OPEN_OUT.pack(_SHARED, FOPEN_PASSTHROUGH if backing else FOPEN_KEEP_CACHE, backing))
+        return OPEN_OUT.pack(_SHARED, FOPEN_PASSTHROUGH if backing else FOPEN_KEEP_CACHE, backing)
 
     def _open_backing(self, path: str | None) -> int:
         """Return the backing ID of a file that the kernel may read by itself, or 0 if it does not let us."""
@@ -235,14 +265,15 @@ class Requests:
         os.writev(self._device, (OUT_HEADER.pack(16 + length, 0, unique), data))
         self._counters[READ_BYTES] += length
 
-    def release(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
-        """Answer RELEASE: let go of passthrough."""
-        (handle,) = RELEASE_IN.unpack_from(body)
-        if handle == _SHARED and self._backings is not None and not self.is_repeated:  # it may have been counted
+    def release_file(self, nodeid: int, request: Buffer) -> None:
+        """Let go of passthrough when a file is closed. The answer has nothing in it.
+
+        One that a worker died over may have been counted: a count too high does less harm.
+        """
+        if request[_HANDLE_AT] == _SHARED and self._backings is not None and not self.is_repeated:
             backing = self._backings.give(nodeid)
             if backing:
                 fuse_device.close_backing(self._device, backing)
-        os.write(self._device, OUT_HEADER.pack(16, 0, unique))
 
     # Directories.
 

@@ -83,6 +83,8 @@ class _Loop:
         store = self._reachable_store()
         try:
             done = shipper.round(store, unmounted=unmounted)
+        except FileNotFoundError:
+            return Round()  # somebody has removed it: a worker makes it anew with its next record
         except OSError as error:
             logger.error("records stay in %s: %s", shipper.spool.folder, error)
             return Round()

@@ -6,6 +6,7 @@ from typing import Final
 
 from vault.errors import RefNotFound
 from vault.format.tree import Kind
+from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
 from vault.view import SnapshotView, ViewCaches, open_view
 from vault_fuse.namespace import Namespace
@@ -59,7 +60,15 @@ class Slot:
 class Slots:
     """Opens versions when they are first asked for, and closes those not used for longest."""
 
-    def __init__(self, repository: Repository, namespace: Namespace, nodes: NodeTable, owner: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        namespace: Namespace,
+        nodes: NodeTable,
+        owner: tuple[int, int],
+        waits: Waits | None = None,
+    ) -> None:
+        self._waits = waits
         self._repository = repository
         self._namespace = namespace
         self._nodes = nodes
@@ -84,7 +93,13 @@ class Slots:
         if node is None or found is None:
             raise RefNotFound(node.path if node else str(number), "version")
         _, version = found
-        view = open_view(self._repository, version.snapshot, self._caches)
+        if self._waits is not None:
+            self._waits.begin_waiting()
+        try:
+            view = open_view(self._repository, version.snapshot, self._caches, self._waits)
+        finally:
+            if self._waits is not None:
+                self._waits.end_waiting()
         slot = Slot(number, node.path, view, version.time_ns, self._owner)
         self._open[number] = slot
         if len(self._open) > OPEN_MAX:

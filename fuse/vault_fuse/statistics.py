@@ -11,8 +11,11 @@ from vault_fuse.wire import Op
 
 _PAGE: Final = 4096
 _NUMBERS: Final = _PAGE // 8
-ERRORS, READ_BYTES, STARTS = 64, 65, 66  # opcodes take 0 to 63
+OPCODES: Final = 64  # the first cells are theirs
+ERRORS, READ_BYTES, STARTS = 64, 65, 66
 BEGUN, DONE = 67, 68  # `unique` of the request that a worker began last, and ended last: it is idle if they are equal
+LATER: Final = 69  # how many requests are done whose answers were put off; then `unique` of each
+LATER_MAX: Final = 16  # the kernel slows down when 48 of those that nobody waits for are unanswered
 
 
 class Statistics:

@@ -13,6 +13,7 @@ import ctypes
 import errno
 import logging
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -21,14 +22,16 @@ from typing import Final
 
 from vault.errors import MountError
 from vault_fuse import device as fuse_device
+from vault_fuse.rota import Rota
 from vault_fuse.statistics import BEGUN, DONE, ERRORS, STARTS, Statistics
-from vault_fuse.wire import READ_BUFFER_SIZE, WANTED, Init, decode_init, encode_error, encode_init
+from vault_fuse.wire import READ_BUFFER_SIZE, WANTED, Init, Op, decode_init, encode_error, encode_init
 from vault_fuse.worker import EXIT_TOO_LARGE, EXIT_UNMOUNTED
 
 logger = logging.getLogger(__name__)
 
 WORKERS_MAX: Final = 8
 _TICK_S: Final = 1.0
+_UNREAD_S_MAX: Final = 1.5
 _DEATHS_MAX: Final = 20  # within _DEATHS_WINDOW_S: more than that is no accident, and readers must not wait for ever
 _TRIES_MAX: Final = 5  # deaths of workers over one request
 _DEATHS_WINDOW_S: Final = 10.0
@@ -73,6 +76,7 @@ class Supervisor:
     path: str
     workers: int
     statistics: Statistics
+    rota: Rota
     worker_main: WorkerMain
     shipper_main: ShipperMain | None
     abilities: Abilities
@@ -83,6 +87,7 @@ class Supervisor:
     _deaths_s: list[float] = field(default_factory=list)
     _late: dict[int, tuple[int, float]] = field(default_factory=dict)  # worker -> its request, and when that was seen first
     _deadly: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> its request, and how many died over it
+    _unread: tuple[int, float] = (0, 0.0)  # how many requests had been read when some began to wait, and when that was
     _stopping: bool = False
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -106,6 +111,7 @@ class Supervisor:
                 signal.sigtimedwait({signal.SIGCHLD}, _TICK_S)
                 self._reap()
                 self._end_late_requests()
+                self._wake_workers()
                 if self._stopping:
                     self._try_unmount()
         finally:
@@ -191,7 +197,9 @@ class Supervisor:
                 continue
             worker = self._running.pop(process, None)
             code = os.waitstatus_to_exitcode(status)
-            if worker is not None and code != EXIT_UNMOUNTED:
+            if worker is not None and code == EXIT_UNMOUNTED:
+                self.rota.call_all()  # those that are parked would never hear of it
+            elif worker is not None:
                 self._replace(worker, code)
 
     def _replace(self, worker: int, code: int) -> None:
@@ -250,6 +258,19 @@ class Supervisor:
                 logger.error("a request took longer than %.0f s and fails: the store does not answer", self.deadline_s)
                 self._fail(worker, unique)
                 os.kill(process, signal.SIGKILL)
+
+    def _wake_workers(self) -> None:
+        """Call all workers if requests wait and nobody answers any: whoever is on duty waits for something unforeseen."""
+        poll = select.poll()
+        poll.register(self.device, select.POLLIN)
+        read = sum(self.statistics.total(op) for op in Op)
+        now_s = time.monotonic()
+        if not any(event & select.POLLIN for _, event in poll.poll(0)) or read != self._unread[0]:
+            self._unread = (read, now_s)
+        elif now_s - self._unread[1] > _UNREAD_S_MAX:
+            logger.warning("requests wait and are not read: all workers are called")
+            self.rota.call_all()
+            self._unread = (read, now_s)
 
     def _end_deadly_request(self, worker: int) -> None:
         unique = self._busy_with(worker)

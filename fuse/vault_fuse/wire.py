@@ -76,7 +76,7 @@ FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_PASSTHROUGH: Final = 1 << 7
 
-IN_HEADER: Final = struct.Struct("<IIQQIIIHH")  # length opcode unique nodeid uid gid tid extlen pad
+IN_HEADER: Final = struct.Struct("<IIQQIII4x")  # length opcode unique nodeid uid gid tid; extlen and pad are not used
 OUT_HEADER: Final = struct.Struct("<IiQ")  # length error unique
 ATTR: Final = struct.Struct("<QQQQQQIIIIIIIIII")
 # ino size blocks atime mtime ctime atime_ns mtime_ns ctime_ns mode nlink uid gid rdev blksize flags
@@ -87,8 +87,6 @@ ATTR_OUT: Final = struct.Struct("<QII")  # attr_valid attr_valid_ns pad; ATTR fo
 DIRENT: Final = struct.Struct("<QQII")  # ino offset name_length type; the name follows, padded to 8
 OPEN_OUT: Final = struct.Struct("<QIi")  # handle open_flags backing_id
 READ_IN: Final = struct.Struct("<QQI")  # handle offset size; more follows
-OPEN_IN: Final = struct.Struct("<I")  # flags
-RELEASE_IN: Final = struct.Struct("<Q")  # handle
 STATFS_OUT: Final = struct.Struct("<QQQQQIIII24x")  # blocks bfree bavail files ffree bsize namelen frsize pad
 _INIT_IN = struct.Struct("<IIII")  # major minor max_readahead flags
 _INIT_FLAGS2 = struct.Struct("<I")

@@ -3,6 +3,8 @@
 Runs in a process of its own with one thread. It ends when the mount does, when it has grown too large (between requests:
 the supervisor starts another), or with its supervisor. The kernel writes each request into an inbox, memory that outlives
 the worker: what one worker had read when it died, the next one answers first.
+
+OPEN and RELEASE of files are all that a warm pass over small files asks for, so they take a shorter way than the others.
 """
 
 import errno
@@ -10,13 +12,15 @@ import gc
 import logging
 import mmap
 import os
+import time
 from typing import Final
 
 from vault.errors import VaultError
 from vault_fuse.errnos import errno_of
-from vault_fuse.placement import SAMPLE_EVERY, STREAM_READS, Placement
+from vault_fuse.patience import Patience
 from vault_fuse.requests import Failure, Requests
-from vault_fuse.statistics import BEGUN, DONE, ERRORS, Statistics
+from vault_fuse.rota import Duty
+from vault_fuse.statistics import BEGUN, DONE, ERRORS, LATER, LATER_MAX, OPCODES, Statistics
 from vault_fuse.wire import IN_HEADER, READ_BUFFER_SIZE, WRITING, Op, encode_error
 
 logger = logging.getLogger(__name__)
@@ -25,6 +29,7 @@ EXIT_UNMOUNTED: Final = 0
 EXIT_TOO_LARGE: Final = 75
 MEMORY_MAX_BYTES: Final = 200 << 20
 _HOUSEKEEPING_EVERY: Final = 8192  # requests
+_REPORT_EVERY: Final = 64  # opens
 _NO_REPLY: Final = frozenset({Op.FORGET, Op.BATCH_FORGET, Op.DESTROY})
 
 
@@ -33,65 +38,76 @@ def make_inbox() -> mmap.mmap:
     return mmap.mmap(-1, READ_BUFFER_SIZE)
 
 
-def serve(device: int, requests: Requests, statistics: Statistics, worker: int, inbox: mmap.mmap) -> int:
+def serve(device: int, requests: Requests, statistics: Statistics, worker: int, inbox: mmap.mmap, duty: Duty) -> int:
     """Answer requests until the mount ends. Returns an exit status."""
     for at in range(0, len(inbox), mmap.PAGESIZE):
         inbox[at] = inbox[at]  # present from here on: a kill while the kernel faults one in would fail the request
+    os.set_blocking(device, False)
     view = memoryview(inbox)
     buffers = [view]
     counters = statistics.page(worker)
     _finish(device, requests, view, counters)
-    placement = Placement()
-    caller = callers = 0  # who called last, and how often that changed since the last sample
+    patience = Patience(device)
+    until_report, until_housekeeping = _REPORT_EVERY, _HOUSEKEEPING_EVERY
+    idle_ns, reported_ns = 0, time.monotonic_ns()
     handlers = requests.handlers
-    readv, unpack = os.readv, IN_HEADER.unpack_from
-    read_op, reads, until_sample, until_housekeeping = int(Op.READ), 0, SAMPLE_EVERY, _HOUSEKEEPING_EVERY
+    readv, unpack, write, now_ns = os.readv, IN_HEADER.unpack_from, os.write, time.monotonic_ns
+    open_op, release_op, destroy_op = int(Op.OPEN), int(Op.RELEASE), int(Op.DESTROY)
     gc.collect()
     gc.freeze()
     gc.disable()  # no cycles on the paths below; housekeeping collects what errors leave
     while True:
         try:
             length = readv(device, buffers)
+        except BlockingIOError:
+            if counters[LATER]:
+                _send_later(device, counters)
+            began_ns = now_ns()
+            if not patience.wait() and not duty.park():
+                patience.sleep()
+            idle_ns += now_ns() - began_ns
+            continue
         except OSError as error:
-            if error.errno in (errno.EINTR, errno.EAGAIN, errno.ENOENT):  # ENOENT: its caller was killed meanwhile
+            if error.errno in (errno.EINTR, errno.ENOENT):  # ENOENT: its caller was killed meanwhile
                 continue
             if error.errno == errno.ENODEV:
                 return EXIT_UNMOUNTED
             raise
-        _, opcode, unique, nodeid, uid, gid, tid, _, _ = unpack(view)
-        if opcode < 64:
+        _, opcode, unique, nodeid, uid, gid, tid = unpack(view)
+        if opcode < OPCODES:
             counters[opcode] += 1
-        handler = handlers.get(opcode)
-        if handler is None:
-            if opcode == Op.DESTROY:
-                return EXIT_UNMOUNTED
-            _refuse(device, opcode, unique)
-            continue
         counters[BEGUN] = unique
+        if opcode == release_op:
+            # Nobody waits for this answer, and the next request is often the OPEN that its caller waits for.
+            requests.release_file(nodeid, view)
+            waiting = counters[LATER] + 1
+            counters[LATER + waiting] = unique
+            counters[LATER] = waiting
+            counters[DONE] = unique
+            if waiting == LATER_MAX:
+                _send_later(device, counters)
+            continue
         try:
-            handler(unique, nodeid, view[40:length], uid, gid, tid)
+            if opcode == open_op:
+                write(device, requests.open_file(unique, nodeid, view, uid, gid, tid))
+                until_report -= 1
+                if not until_report:
+                    elapsed_ns = now_ns() - reported_ns
+                    duty.report(1 - idle_ns / elapsed_ns)
+                    until_report, idle_ns, reported_ns = _REPORT_EVERY, 0, reported_ns + elapsed_ns
+            elif opcode == destroy_op:
+                return EXIT_UNMOUNTED
+            else:
+                handler = handlers.get(opcode)
+                if handler is not None:
+                    handler(unique, nodeid, view[40:length], uid, gid, tid)
+                else:
+                    _refuse(device, opcode, unique)
         except Failure as failure:
             _send(device, encode_error(unique, failure.number))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is one failed request, and a line in the log
             _fail(device, opcode, unique, nodeid, error, counters)
         counters[DONE] = unique
-        if opcode == read_op:
-            reads += 1
-            if reads == STREAM_READS:
-                placement.release()
-        elif tid:  # RELEASE comes from nobody
-            reads = 0
-            if tid != caller:
-                caller = tid
-                callers += 1
-            until_sample -= 1
-            if not until_sample:
-                until_sample = SAMPLE_EVERY
-                if callers:
-                    placement.release()
-                elif placement.enabled:
-                    placement.follow(tid)
-                callers = 0
         until_housekeeping -= 1
         if not until_housekeeping:
             until_housekeeping = _HOUSEKEEPING_EVERY
@@ -101,19 +117,39 @@ def serve(device: int, requests: Requests, statistics: Statistics, worker: int, 
                 return EXIT_TOO_LARGE
 
 
-def _finish(device: int, requests: Requests, inbox: memoryview, counters: memoryview) -> None:
-    """Answer the request that the worker before this one had read and not ended when it died, if there is one."""
-    length, opcode, unique, nodeid, uid, gid, tid, _, _ = IN_HEADER.unpack_from(inbox)
-    if not unique or unique == counters[DONE]:
+def _answer_again(device: int, requests: Requests, inbox: memoryview) -> None:
+    """Answer any request but RELEASE, as the loop above does. Raises Failure and whatever goes wrong."""
+    length, opcode, unique, nodeid, uid, gid, tid = IN_HEADER.unpack_from(inbox)
+    if opcode == Op.OPEN:
+        os.write(device, requests.open_file(unique, nodeid, inbox, uid, gid, tid))
         return
     handler = requests.handlers.get(opcode)
-    if handler is None:
+    if handler is not None:
+        handler(unique, nodeid, inbox[IN_HEADER.size : length], uid, gid, tid)
+    else:
         _refuse(device, opcode, unique)
+
+
+def _refuse(device: int, opcode: int, unique: int) -> None:
+    """Answer a request that nobody handles."""
+    if opcode not in _NO_REPLY:
+        _send(device, encode_error(unique, errno.EROFS if opcode in WRITING else errno.ENOSYS))
+
+
+def _finish(device: int, requests: Requests, inbox: memoryview, counters: memoryview) -> None:
+    """Answer what the worker before this one had read and not answered when it died."""
+    _send_later(device, counters)
+    _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(inbox)
+    if not unique or unique == counters[DONE]:
         return
     counters[BEGUN] = unique
     requests.is_repeated = True
     try:
-        handler(unique, nodeid, inbox[40:length], uid, gid, tid)
+        if opcode == Op.RELEASE:
+            requests.release_file(nodeid, inbox)
+            _send(device, encode_error(unique, 0))
+        else:
+            _answer_again(device, requests, inbox)
     except Failure as failure:
         _send(device, encode_error(unique, failure.number))
     except Exception as error:  # noqa: BLE001 - as above
@@ -122,10 +158,11 @@ def _finish(device: int, requests: Requests, inbox: memoryview, counters: memory
     counters[DONE] = unique
 
 
-def _refuse(device: int, opcode: int, unique: int) -> None:
-    """Answer a request that nobody handles."""
-    if opcode not in _NO_REPLY:
-        _send(device, encode_error(unique, errno.EROFS if opcode in WRITING else errno.ENOSYS))
+def _send_later(device: int, counters: memoryview) -> None:
+    """Send the answers that were put off. One that was sent before does no harm."""
+    for waiting in range(counters[LATER], 0, -1):
+        _send(device, encode_error(counters[LATER + waiting], 0))
+        counters[LATER] = waiting - 1
 
 
 def _fail(device: int, opcode: int, unique: int, nodeid: int, error: Exception, counters: memoryview) -> None:

@@ -1,5 +1,6 @@
 """Where everything lies in a store: key <-> what it names (docs/format/overview.md, section 2). Pure."""
 
+from functools import lru_cache
 from typing import Final
 
 from vault.errors import InvalidRef
@@ -13,6 +14,7 @@ DATASETS: Final = "datasets/"
 RUNS: Final = "runs/"
 
 
+@lru_cache(maxsize=256)  # asked for with every object that is read
 def pack_key(pack: Digest) -> str:
     """Return the key of a pack."""
     text = pack.hex()

@@ -31,6 +31,7 @@ HEADER_SIZE: Final = _HEADER.size
 _TABLES_DIGEST_AT = HEADER_SIZE - DIGEST_SIZE
 _PAGE = struct.Struct("<QII")  # offset pack length
 LOCATION: Final = struct.Struct("<QIIBBH")  # offset pack length how codec zero
+_HOW_AT: Final = 16  # in a location
 ENTRIES_MAX: Final = 1 << 40
 _TOTAL_MAX: Final = (1 << 64) - 1
 
@@ -186,6 +187,11 @@ class SnapshotMap:
             return Location(offset, pack, length, _HOWS[how], _CODECS[codec])
         except IndexError:
             raise FormatError("map", f"entry {entry} is stored in an unknown way") from None
+
+    def is_whole(self, entry: int) -> bool:
+        """Tell whether an entry is stored as a file of its own."""
+        how: int = self._view[self._locations_at + entry * LOCATION.size + _HOW_AT]
+        return how == How.WHOLE
 
     def directory_of(self, entry: int) -> int:
         """Return the row of the directory that holds an entry, 0 < entry < entries."""

@@ -33,6 +33,8 @@ PAGE_ENTRIES_MIN: Final = 512  # a page never ends before this many entries ...
 PAGE_ENTRIES_MAX: Final = 8192  # ... and always here
 _CUT_MASK: Final = 2047  # in between it ends after a name whose hash has these bits clear
 
+_NAMES_A_SEARCH: Final = 32  # a search in the page costs as much as taking so many names out of it
+
 INDEX_ROWS_MAX: Final = 1 << 18
 PAGE_SIZE_MAX: Final = 64 << 20
 
@@ -227,7 +229,7 @@ class Columns(NamedTuple):
 class LeafPage:
     """Entries of a directory, or of a run of names of a large one. Read-only; rows are decoded when asked for."""
 
-    __slots__ = ("_data", "_heap", "_heap_end", "count")
+    __slots__ = ("_data", "_heap", "_heap_end", "_names", "_searches", "count")
 
     def __init__(self, data: bytes) -> None:
         """Take the bytes of a leaf page whose digest the caller has checked."""
@@ -235,6 +237,8 @@ class LeafPage:
         if self.count > PAGE_ENTRIES_MAX:
             raise FormatError("tree page", f"{self.count} entries in one page")
         self._data = data
+        self._names: list[bytes] | None = None  # all of them, once enough were asked for
+        self._searches = 0
 
     def name(self, index: int) -> bytes:
         """Return the name of row index, 0 <= index < count."""
@@ -303,8 +307,14 @@ class LeafPage:
 
     def find(self, name: bytes) -> int | None:
         """Return the row that has name, or None."""
-        index = bisect_left(range(self.count), name, key=self.name)
-        return index if index < self.count and self.name(index) == name else None
+        if self._names is None:
+            self._searches += 1
+            if self._searches * _NAMES_A_SEARCH < self.count:
+                index = bisect_left(range(self.count), name, key=self.name)
+                return index if index < self.count and self.name(index) == name else None
+            self._names = self.columns(0, self.count).name_list()
+        index = bisect_left(self._names, name)
+        return index if index < self.count and self._names[index] == name else None
 
 
 class IndexPage:

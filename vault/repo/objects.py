@@ -13,7 +13,7 @@ from vault.format.digest import digest
 from vault.format.layout import pack_key, whole_index_key, whole_key
 from vault.format.pack import OBJECT_SIZE_MAX, Codec, ObjectKind
 from vault.ids import Digest
-from vault.repo.pack_reader import RangeReader
+from vault.repo.pack_reader import RangeReader, Waits
 from vault.stores.base import Buffer, ByteReader
 
 
@@ -45,10 +45,10 @@ class Finder(Protocol):
 class ObjectReader:
     """Loads verified objects."""
 
-    def __init__(self, store: ByteReader, finder: Finder) -> None:
+    def __init__(self, store: ByteReader, finder: Finder, waits: Waits | None = None) -> None:
         self._store = store
         self._finder = finder
-        self._ranges = RangeReader(store)
+        self._ranges = RangeReader(store, waits)
         self._decompressor = zstandard.ZstdDecompressor()
 
     def load(self, object_digest: Digest) -> Buffer:

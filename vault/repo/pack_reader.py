@@ -3,10 +3,13 @@
 Not verified here: callers hash what they get. Buffers are reused, see `read`. Threads: one reader per thread or process.
 """
 
+import errno
+import mmap
 import os
 import stat
 from collections import OrderedDict
-from typing import Final
+from contextlib import suppress
+from typing import Final, Protocol
 
 from vault.errors import Damaged, KeyNotFound
 from vault.stores.base import ByteReader, LocalFiles
@@ -16,16 +19,31 @@ _DESCRIPTORS_MAX: Final = 64
 _BUFFER_SIZE: Final = 4 << 20
 _OFFSET_MAX: Final = 1 << 62
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # never over a link, never waits for a FIFO
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)  # Linux
+_NOT_CACHED: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})  # the last two: it cannot tell
+
+
+class Waits(Protocol):
+    """Told when a read has to wait for a disk or a store, so that somebody else may do other things meanwhile."""
+
+    def begin_waiting(self) -> None:
+        """Say that the caller is going to wait."""
+        ...
+
+    def end_waiting(self) -> None:
+        """Say that it waits no more."""
+        ...
 
 
 class RangeReader:
     """Reads ranges of immutable stored files."""
 
-    def __init__(self, store: ByteReader) -> None:
+    def __init__(self, store: ByteReader, waits: Waits | None = None) -> None:
         self._store = store
+        self._waits = waits
         self._local = store if isinstance(store, LocalFiles) else None
         self._descriptors: OrderedDict[str, int] = OrderedDict()
-        self._buffer = memoryview(bytearray(_BUFFER_SIZE))
+        self._buffer = _new_buffer(_BUFFER_SIZE)
 
     def read(self, key: str, offset: int, length: int) -> memoryview:
         """Return exactly length bytes of a stored file from offset on.
@@ -39,10 +57,10 @@ class RangeReader:
         if offset > _OFFSET_MAX:
             raise Damaged(key, f"it ends before byte {offset}")
         if self._local is None:
-            data = memoryview(self._store.get(key, offset=offset, length=length))
+            data = memoryview(self._get(key, offset, length))
         else:
             if length > len(self._buffer):
-                self._buffer = memoryview(bytearray(length))
+                self._buffer = _new_buffer(length)
             data = self._buffer[: self._read_local(key, offset, self._buffer[:length])]
         if len(data) != length:
             raise Damaged(key, f"it ends before byte {offset + length}")
@@ -54,16 +72,28 @@ class RangeReader:
             descriptor = self._open(key)
         else:
             self._descriptors.move_to_end(key)
-        done = 0
         try:
-            while done < len(into):
-                got = os.preadv(descriptor, [into[done:]], offset + done)
-                if not got:
-                    break
-                done += got
+            if self._waits is None:
+                return _fill(descriptor, offset, into)
+            done = _fill_from_cache(descriptor, offset, into)
+            if done == len(into):
+                return done
+            self._waits.begin_waiting()
+            try:
+                return done + _fill(descriptor, offset + done, into[done:])
+            finally:
+                self._waits.end_waiting()
         except OSError as error:
             raise read_error(error, key, key) from error
-        return done
+
+    def _get(self, key: str, offset: int, length: int) -> bytes:
+        if self._waits is None:
+            return self._store.get(key, offset=offset, length=length)
+        self._waits.begin_waiting()
+        try:
+            return self._store.get(key, offset=offset, length=length)
+        finally:
+            self._waits.end_waiting()
 
     def _open(self, key: str) -> int:
         assert self._local is not None
@@ -86,3 +116,33 @@ class RangeReader:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _new_buffer(size: int) -> memoryview:
+    """Return memory in large pages where there are any: the kernel finds its way through them in fewer steps."""
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(memory)
+
+
+def _fill(descriptor: int, offset: int, into: memoryview) -> int:
+    """Read until into is full or the file ends; return how many bytes that were."""
+    done = 0
+    while done < len(into):
+        got = os.preadv(descriptor, [into[done:]], offset + done)
+        if not got:
+            break
+        done += got
+    return done
+
+
+def _fill_from_cache(descriptor: int, offset: int, into: memoryview) -> int:
+    """Read what the kernel has in memory; return how many bytes that were."""
+    try:
+        return os.preadv(descriptor, [into], offset, _NOWAIT)
+    except OSError as error:
+        if error.errno in _NOT_CACHED:
+            return 0
+        raise

@@ -15,6 +15,7 @@ from vault.format.layout import CONFIG_KEY
 from vault.repo.datasets import Datasets
 from vault.repo.index import FreshIndex, ObjectIndex, open_index
 from vault.repo.objects import ObjectReader
+from vault.repo.pack_reader import Waits
 from vault.repo.whole_files import WholeFiles
 from vault.stores.base import LocalFiles, Store
 
@@ -84,6 +85,6 @@ class Repository:
         """Which whole files are known to be good; None for a store that has no local files."""
         return WholeFiles(self.store, self.cache_dir) if isinstance(self.store, LocalFiles) else None
 
-    def object_reader(self) -> ObjectReader:
-        """Return a new reader of verified objects, for one thread."""
-        return ObjectReader(self.store, FreshIndex(self.index))
+    def object_reader(self, waits: Waits | None = None) -> ObjectReader:
+        """Return a new reader of verified objects, for one thread; `waits` is told before it has to wait for a disk."""
+        return ObjectReader(self.store, FreshIndex(self.index), waits)

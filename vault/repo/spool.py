@@ -76,6 +76,16 @@ class Spool:
         self.processes = f"{folder}/{PROCESSES}"
         self.journals = f"{folder}/{JOURNALS}"
 
+    def restore(self) -> bool:
+        """Make the folder again if it was removed, as a cache may be at any time. Returns whether it was."""
+        if os.path.isdir(self.tables):
+            return False
+        for part in (self.folder, self.tables, self.processes, self.journals):
+            os.makedirs(part, mode=0o700, exist_ok=True)
+        write_durably(f"{self.folder}/{LOCK}", b"")
+        write_durably(f"{self.folder}/{WRITER_FILE}", msgspec.json.encode(self.writer))
+        return True
+
     def register(self, registration: Registration) -> None:
         """Note which run a process belongs to, for workers and shippers to see at once. Not durable: needs not be.
 

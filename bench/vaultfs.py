@@ -9,6 +9,7 @@ from bench.candidates import Mount
 from bench.execute import Command
 
 DATASET = "bench"
+_UNRECORDED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "unrecorded.py")
 VAULT = os.path.join(os.path.dirname(sys.executable), "vault")
 
 
@@ -24,6 +25,7 @@ class Vault:
     name: str = "vault"
     engine: str | None = None
     shares_image_of: str | None = None
+    records: bool = True
     increments: bool = True
     mounts: bool = True
 
@@ -44,6 +46,9 @@ class Vault:
         return vault(place, "commit", tree, DATASET, "-m", f"version {number}")
 
     def mount(self, place: str, tree: str, number: int, point: str) -> Mount:
-        engine = ("--engine", self.engine) if self.engine else ()
-        start = vault(place, "mount", *engine, point)
+        if self.records:
+            engine = ("--engine", self.engine) if self.engine else ()
+            start = vault(place, "mount", *engine, point)
+        else:
+            start = Command((sys.executable, _UNRECORDED, f"{place}/store", f"{place}/cache", point))
         return Mount(start, f"{point}/{DATASET}@latest", (VAULT, "umount", point))

@@ -1,0 +1,137 @@
+"""The command: chooses candidates and scenarios, runs them, writes the page."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from bench import commits, facts, listing, overhead, reading, report, trees
+from bench.candidates import Candidate, Copy, Mirror, Native
+from bench.peers import PEERS
+from bench.results import Results
+from bench.scenario import FULL, NORMAL, QUICK, Bench, Sizes
+from bench.tables import ALL
+from bench.vaultfs import Vault
+from bench.workspace import BenchError, Workspace
+
+CANDIDATES: tuple[Candidate, ...] = (
+    Native(),
+    Copy(),
+    Copy(name="cp -r, synced", synced=True),
+    Vault(),
+    Vault(name="vault, fusepy", engine="fusepy", shares_image_of="vault"),
+    Mirror(),
+    *PEERS,
+)
+SCENARIOS = ("small", "large", "entries", "scale", "recording", "starts")
+_BYTES_PER_SMALL_FILE = 110_000
+_COPIES = 9  # of each tree, by the candidates that keep them at the same time
+
+
+def main() -> int:
+    """Run the benchmark; returns an exit status."""
+    options = _parse()
+    sizes = QUICK if options.quick else FULL if options.full else NORMAL
+    candidates = _present([c for c in CANDIDATES if not options.only or c.name in options.only])
+    command = (
+        "make bench"
+        if not (options.quick or options.full)
+        else f"python -m bench {'--quick' if options.quick else '--full'}"
+    )
+    try:
+        workspace = Workspace(options.dir)
+        workspace.require_free(_COPIES * max(sizes.small_files * _BYTES_PER_SMALL_FILE, sizes.large_bytes))
+        bench = Bench(workspace, candidates, sizes, Results())
+        for name in options.scenario or SCENARIOS:
+            _scenario(name)(bench, sizes)
+        page = report.render(bench.results, ALL, facts.machine(workspace), facts.versions(candidates), command)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    if options.write:
+        with open(options.write, "w", encoding="utf-8") as file:
+            file.write(page)
+    print(page)
+    return 0
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Vault beside its peers, in one run.")
+    parser.add_argument("--quick", action="store_true", help="small trees, one repetition: minutes")
+    parser.add_argument("--full", action="store_true", help="more repetitions, and 10,000,000 entries")
+    parser.add_argument("--only", action="append", metavar="NAME", help="this candidate alone; can be repeated")
+    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="this scenario alone; can be repeated")
+    parser.add_argument("--dir", default=".bench", help="where it works (default: .bench)")
+    parser.add_argument("--write", metavar="FILE", help="write the page to FILE, too")
+    return parser.parse_args()
+
+
+def _present(candidates: list[Candidate]) -> list[Candidate]:
+    """Return the candidates that this machine has what is needed for; say what the others lack."""
+    present = []
+    for candidate in candidates:
+        missing = candidate.missing()
+        if missing is None:
+            present.append(candidate)
+        else:
+            print(f"bench: without {candidate.name}: {missing} is missing", file=sys.stderr)
+    return present
+
+
+def _scenario(name: str) -> Callable[[Bench, Sizes], None]:
+    return {
+        "small": _small,
+        "large": _large,
+        "entries": _entries,
+        "scale": _scale,
+        "recording": _recording,
+        "starts": lambda bench, _: overhead.starts(bench),
+    }[name]
+
+
+def _small(bench: Bench, sizes: Sizes) -> None:
+    folder = bench.workspace.folder("small-tree")
+    tree = commits.commit_small(bench, trees.image_folders(folder, sizes.small_files))
+    reading.read_small(bench, tree, 1 + 2 * sizes.repeat)
+    bench.workspace.remove(folder)
+    bench.workspace.remove(bench.workspace.folder("small"))
+
+
+def _large(bench: Bench, sizes: Sizes) -> None:
+    folder = bench.workspace.folder("large-tree")
+    tree = commits.commit_large(bench, trees.checkpoint(folder, sizes.large_bytes))
+    reading.read_large(bench, tree, 1 + 2 * sizes.repeat)
+    bench.workspace.remove(folder)
+    bench.workspace.remove(bench.workspace.folder("large"))
+
+
+def _entries(bench: Bench, sizes: Sizes) -> None:
+    folder = bench.workspace.folder("entries-tree")
+    listing.list_entries(bench, trees.many_entries(folder, sizes.entries), sizes.entries)
+    bench.workspace.remove(folder)
+    bench.workspace.remove(bench.workspace.folder("entries"))
+
+
+def _scale(bench: Bench, sizes: Sizes) -> None:
+    for count in sizes.scales:
+        listing.scale_up(bench, count)
+
+
+def _recording(bench: Bench, sizes: Sizes) -> None:
+    """Commit a tree of its own: the one of `small` has gone with its scenario."""
+    vault = next((c for c in bench.candidates if isinstance(c, Vault) and c.commits), None)
+    if vault is None:
+        return
+    folder = bench.workspace.folder("recording-tree")
+    tree = trees.image_folders(folder, sizes.small_files)
+    place = bench.place("small", vault)
+    for command in (*vault.prepare(place), vault.commit(place, tree.path, 1)):
+        bench.run(command)
+    overhead.recording(bench, tree, 1)
+    bench.workspace.remove(folder)
+    bench.workspace.remove(bench.workspace.folder("small"))
+
+
+if __name__ == "__main__":
+    os.chdir(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.exit(main())

@@ -240,15 +240,21 @@ def read_small(file: SourceFile) -> tuple[bytes, int]:
 
 
 class LargeSource:
-    """A large file that is open for reading. Use as a context manager: leaving it checks that it did not change."""
+    """A large file that is open for reading. Use as a context manager: leaving it closes it."""
 
     def __init__(self, file: SourceFile) -> None:
+        """Open a file. Raises SourceChanged if it is not what the walk saw, SourceUnreadable."""
         self._file = file
         self.read_ns = time.time_ns()
         try:
             self._descriptor = open_file(file.path)
         except OSError as error:
             raise _changed_or_unreadable(file.path, error) from error
+        try:
+            self.check()  # a FIFO could not even be read at an offset
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     @property
     def path(self) -> str:

@@ -17,6 +17,8 @@ import secrets
 import shutil
 import struct
 import threading
+import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Final
@@ -39,6 +41,7 @@ _NOT_ITS_FAULT: Final = (lmdb.ReadonlyError, lmdb.LockError, lmdb.MemoryError, l
 _DAMAGE: Final = (lmdb.Error, struct.error, LookupError, msgspec.MsgspecError, zstandard.ZstdError)  # also in what it holds
 _environments: dict[str, tuple[int, int, Any]] = {}  # path -> (process, instances, environment)
 _environments_lock = threading.Lock()
+_forgotten: deque[tuple[str, Any]] = deque()  # instances that nobody has any more: let go of when the next is opened
 
 
 class CacheDamaged(CacheUnusable):
@@ -112,6 +115,7 @@ class LmdbFile:
         logger.warning("%s is damaged and is made anew", self._path)
         with _translated(self._path), _one_at_a_time(self._path):
             # If another process or instance was here first, its file is as good: the marker says so.
+            self._finalizer.detach()  # other threads may be in it: it is never closed
             if self._state():
                 _forget(self._path, self._environment)
             else:
@@ -119,8 +123,10 @@ class LmdbFile:
             self._open_or_renew()
 
     def close(self) -> None:
-        """Close the file, unless another instance of this process uses it."""
-        _release(self._path, self._environment)
+        """Close the file, unless another instance of this process uses it. An instance that is forgotten is closed."""
+        if self._finalizer.detach():
+            with _environments_lock:
+                _release(self._path, self._environment)
 
     def _translate(self, error: BaseException) -> BaseException:
         """Return the error of ours that says what one of LMDB or of the system means."""
@@ -157,8 +163,11 @@ class LmdbFile:
                 raise ValueError("it was cut off")
             self._databases = {name: self._environment.open_db(name) for name in self._names}
         except BaseException:
-            _release(self._path, self._environment)
+            with _environments_lock:
+                _release(self._path, self._environment)
             raise
+        self._finalizer = weakref.finalize(self, _forgotten.append, (self._path, self._environment))
+        self._finalizer.atexit = False
         if not state:
             self._mark(self._boot)
 
@@ -264,6 +273,8 @@ def _discard(path: str) -> None:
 def _acquire(path: str) -> Any:
     """Return the environment of a path in this process, opening it if need be."""
     with _environments_lock:
+        while _forgotten:
+            _release(*_forgotten.popleft())
         process, instances, environment = _environments.get(path, (0, 0, None))
         if environment is not None and process != os.getpid():
             environment.close()  # inherited over a fork: its memory is let go of, the parent's is not touched
@@ -288,15 +299,15 @@ def _reserve(path: str) -> None:
 
 
 def _release(path: str, opened: Any) -> None:
-    with _environments_lock:
-        process, instances, environment = _environments.get(path, (0, 0, None))
-        if environment is not opened or process != os.getpid():
-            return
-        if instances > 1:
-            _environments[path] = (process, instances - 1, environment)
-        else:
-            del _environments[path]
-            environment.close()
+    """Let go of an environment for one of its instances. The caller has the lock."""
+    process, instances, environment = _environments.get(path, (0, 0, None))
+    if environment is not opened or process != os.getpid():
+        return
+    if instances > 1:
+        _environments[path] = (process, instances - 1, environment)
+    else:
+        del _environments[path]
+        environment.close()
 
 
 def _forget(path: str, opened: Any = None) -> None:

@@ -79,6 +79,8 @@ def _load_config(path: str) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        if not os.path.lexists(path):
+            return {}  # in a home that is not ours, as after `sudo -u`
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     if len(data) > CONFIG_SIZE_MAX:
         raise UsageError(f"{path} is larger than {CONFIG_SIZE_MAX:,} bytes")

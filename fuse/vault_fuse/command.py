@@ -1,5 +1,6 @@
 """`vault mount` and `vault umount`."""
 
+import contextlib
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ from typing import Final
 import click
 
 from vault.cli.commands import examples
-from vault.cli.options import Session, session_options
+from vault.cli.options import Session, completer, session_options
 from vault.cli.output import one_line
 from vault.errors import MountError
 from vault.repo.liveness import is_alive, start_ticks
@@ -36,7 +37,7 @@ _USERS_NAMED_MAX: Final = 5
         "ls /vault/imagenet@v2; cat /vault/.vault/health",
     )
 )
-@click.argument("path", metavar="DIR", type=click.Path())
+@click.argument("path", metavar="DIR", shell_complete=completer("complete_folder"))  # click.Path would stat() it
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
 @click.option("--engine", type=click.Choice([*ENGINES]), default=None, help="How to mount.  [env: VAULTFS_ENGINE]")
 @click.option("--log", metavar="FILE", default="", help="Where a mount in the background writes what it has to say.")
@@ -72,6 +73,7 @@ def mount(
     """
     url = open_store(session.store).url  # absolute: the mount runs in another folder
     repository = Repository.open(open_store(url), session.cache_dir)
+    _refuse_hung(path)
     options = MountOptions(
         path=check_mountpoint(path),
         engine=choose_engine(engine or session.engine),
@@ -109,7 +111,7 @@ def _complete_mounts(_ctx: click.Context, _param: click.Parameter, incomplete: s
 
 
 @click.command(epilog=examples("vault umount /vault", "vault umount --lazy /vault"))
-@click.argument("path", metavar="DIR", type=click.Path(), shell_complete=_complete_mounts)
+@click.argument("path", metavar="DIR", shell_complete=_complete_mounts)  # click.Path would stat() it, and hang as it does
 @click.option("-l", "--lazy", is_flag=True, help="Take it out of sight now; it ends when its last user does.")
 @session_options
 def umount(session: Session, path: str, lazy: bool) -> None:
@@ -131,6 +133,20 @@ def umount(session: Session, path: str, lazy: bool) -> None:
     if supervisor and not lazy and not _wait_for_end(*supervisor):
         session.out.note(f"process {supervisor[0]} is still writing what it has on record")
     session.out.summary({"path": path, "lazy": lazy}, one_line(f"{path} is unmounted"))
+
+
+def _refuse_hung(path: str) -> None:
+    """Raise MountError if a vault is mounted here that does not answer, before anybody waits for it."""
+    path = os.path.abspath(path)
+    entry = fuse_device.find_mount(path)
+    if entry is None or entry.fs_type != fuse_device.FS_TYPE:
+        return
+    with contextlib.suppress(EOFError):
+        try:
+            call_bounded(lambda: fuse_device.is_dead(path), _LOOK_TIMEOUT_S)
+        except TimeoutError:
+            reason = f"a vault is mounted here that does not answer: take it away with 'vault umount --lazy {path}'"
+            raise MountError(path, reason) from None
 
 
 def _default_log(cache_dir: str, path: str) -> str:

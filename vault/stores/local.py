@@ -35,7 +35,7 @@ Step = Callable[[str, str], None]  # (what is durable now: "written", "linked" o
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What `sweep_stale` removed."""
+    """What `sweep_stale` removed, or `find_stale` found."""
 
     files: int
     size_bytes: int
@@ -134,6 +134,13 @@ class LocalStore:
         A writer that is alive but slept longer loses its file and fails when it publishes; nothing else happens. A day is
         a good age. Safe at any time, by any number of processes.
         """
+        return self._stale(max_age_s, now_s, os.unlink)
+
+    def find_stale(self, max_age_s: float, now_s: float) -> Swept:
+        """Return what `sweep_stale` would remove."""
+        return self._stale(max_age_s, now_s, lambda path: None)
+
+    def _stale(self, max_age_s: float, now_s: float, act: Callable[[str], None]) -> Swept:
         files = size_bytes = 0
         try:
             with os.scandir(f"{self._root}/{TEMPORARY}") as entries:
@@ -142,7 +149,7 @@ class LocalStore:
                         status = entry.stat(follow_symlinks=False)
                         if not stat.S_ISREG(status.st_mode) or now_s - status.st_mtime < max_age_s:
                             continue
-                        os.unlink(entry.path)
+                        act(entry.path)
                         files += 1
                         size_bytes += status.st_size if status.st_nlink == 1 else 0
         except FileNotFoundError:

@@ -41,7 +41,7 @@ _USERS_NAMED_MAX: Final = 5
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
 @click.option("--engine", type=click.Choice([*ENGINES]), default=None, help="How to mount.  [env: VAULTFS_ENGINE]")
 @click.option("--log", metavar="FILE", default="", help="Where a mount in the background writes what it has to say.")
-@click.option("--workers", type=click.IntRange(1, 8), default=None, help="Processes that answer requests.")
+@click.option("--workers", metavar="N", type=click.IntRange(1, 8), default=None, help="Processes that answer requests.")
 @click.option(
     "--deadline",
     metavar="SECONDS",

@@ -12,7 +12,7 @@ from vault.repo.datasets import Dataset, Version
 
 @click.command(epilog=examples("vault log imagenet", "vault log imagenet -n 5 --json", "vault log imagenet@v3"))
 @click.argument("dataset", metavar="DATASET[@SELECTOR]", shell_complete=complete_ref)
-@click.option("-n", "--number", type=click.IntRange(min=1), default=None, help="Show the newest N versions only.")
+@click.option("-n", "--number", metavar="N", type=click.IntRange(min=1), help="Show the newest N versions only.")
 @session_options
 def log(session: Session, dataset: str, number: int | None) -> None:
     """List the versions of DATASET, newest first, with who made them, when and why.

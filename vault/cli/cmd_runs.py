@@ -26,9 +26,15 @@ _INDENT = 4
         "vault runs", "vault runs --dataset imagenet --since 7d", "vault runs --class training --user anna --json"
     )
 )
-@click.option("--dataset", default="", help="Runs that opened files of this dataset.", shell_complete=complete_dataset)
-@click.option("--user", default="", help="Runs of this user.")
-@click.option("--host", default="", help="Runs that were seen on this host.")
+@click.option(
+    "--dataset",
+    metavar="DATASET",
+    default="",
+    help="Runs that opened files of this dataset.",
+    shell_complete=complete_dataset,
+)
+@click.option("--user", metavar="USER", default="", help="Runs of this user.")
+@click.option("--host", metavar="HOST", default="", help="Runs that were seen on this host.")
 @click.option("--since", default="", metavar="TIME", help="Runs seen since then: 7d, 12h, 2026-11-01, 2026-11-01T12:00.")
 @click.option(
     "--class",
@@ -37,7 +43,7 @@ _INDENT = 4
     type=click.Choice([str(kind) for kind in ProcessClass]),
     help="Runs of this kind of program. Can be repeated.",
 )
-@click.option("-n", "--number", type=click.IntRange(min=1), default=None, help="Show the newest N runs only.")
+@click.option("-n", "--number", metavar="N", type=click.IntRange(min=1), help="Show the newest N runs only.")
 @session_options
 def runs(
     session: Session, dataset: str, user: str, host: str, since: str, classes: tuple[str, ...], number: int | None

@@ -34,6 +34,8 @@ _TICK_S: Final = 1.0
 _UNREAD_S_MAX: Final = 1.5
 _DEATHS_MAX: Final = 20  # within _DEATHS_WINDOW_S: more than that is no accident, and readers must not wait for ever
 _TRIES_MAX: Final = 5  # deaths of workers over one request
+_DYING_S: Final = 0.5  # so long a killed worker may take to die before another takes its place
+_HANGING_MAX: Final = 256  # killed workers that do not die, because the system is stuck in the store
 _DEATHS_WINDOW_S: Final = 10.0
 _SHIPPER_GRACE_S: Final = 10.0
 _PR_SET_PDEATHSIG: Final = 1
@@ -86,6 +88,8 @@ class Supervisor:
     _shipper: int = 0
     _deaths_s: list[float] = field(default_factory=list)
     _late: dict[int, tuple[int, float]] = field(default_factory=dict)  # worker -> its request, and when that was seen first
+    _killed_s: dict[int, float] = field(default_factory=dict)  # process that was late -> when
+    _hanging: set[int] = field(default_factory=set)  # of these, those that have been replaced
     _deadly: dict[int, tuple[int, int]] = field(default_factory=dict)  # worker -> its request, and how many died over it
     _unread: tuple[int, float] = (0, 0.0)  # how many requests had been read when some began to wait, and when that was
     _stopping: bool = False
@@ -110,6 +114,7 @@ class Supervisor:
             while self._running:
                 signal.sigtimedwait({signal.SIGCHLD}, _TICK_S)
                 self._reap()
+                self._replace_hanging()
                 self._end_late_requests()
                 self._wake_workers()
                 if self._stopping:
@@ -185,16 +190,22 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                process, status = os.waitpid(-1, os.WNOHANG)
+                process, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 return
             if not process:
                 return
+            if os.WIFSTOPPED(status):  # it would keep its reader waiting, and nobody else can answer that one
+                logger.warning("process %d was stopped by signal %d and is replaced", process, os.WSTOPSIG(status))
+                os.kill(process, signal.SIGKILL)
+                continue
             if process == self._shipper:
                 logger.warning("the shipper ended with status %d and is started again", status)
                 time.sleep(0.1)
                 self._start_shipper()
                 continue
+            self._hanging.discard(process)
+            self._killed_s.pop(process, None)
             worker = self._running.pop(process, None)
             code = os.waitstatus_to_exitcode(status)
             if worker is not None and code == EXIT_UNMOUNTED:
@@ -208,19 +219,19 @@ class Supervisor:
             now_s = time.monotonic()
             self._deaths_s = [at for at in self._deaths_s if now_s - at < _DEATHS_WINDOW_S] + [now_s]
             if len(self._deaths_s) > _DEATHS_MAX:
-                self._abort()
+                self._abort("workers die as soon as they are started")
             self._end_deadly_request(worker)
         self._start_worker(worker)
 
-    def _abort(self) -> None:
+    def _abort(self, reason: str) -> None:
         entry = fuse_device.find_mount(self.path)
-        logger.critical("workers die one after the other: %s is given up, its readers get errors", self.path)
+        logger.critical("%s is given up, its readers get errors: %s", self.path, reason)
         if entry is not None:
             try:
                 fuse_device.abort(entry.device)
             except OSError as error:
                 logger.error("cannot abort the connection: %s", error)
-        raise MountError(self.path, "workers die as soon as they are started; see the log")
+        raise MountError(self.path, f"{reason}; see the log")
 
     def _end_shipper(self) -> None:
         if not self._shipper:
@@ -234,8 +245,7 @@ class Supervisor:
                     return
                 signal.sigtimedwait({signal.SIGCHLD}, 0.2)
             logger.warning("records are left in the spool: the next mount or 'vault runs' picks them up")
-            os.kill(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+            os.kill(process, signal.SIGKILL)  # and not waited for: the store may keep it
         except (ProcessLookupError, ChildProcessError):
             pass
 
@@ -258,6 +268,18 @@ class Supervisor:
                 logger.error("a request took longer than %.0f s and fails: the store does not answer", self.deadline_s)
                 self._fail(worker, unique)
                 os.kill(process, signal.SIGKILL)
+                self._killed_s[process] = now_s
+
+    def _replace_hanging(self) -> None:
+        """Replace killed workers that the system does not let die: a file server that is away may keep them for hours."""
+        for process, killed_s in list(self._killed_s.items()):
+            if time.monotonic() - killed_s > _DYING_S:
+                del self._killed_s[process]
+                self._hanging.add(process)
+                if len(self._hanging) > _HANGING_MAX:
+                    self._abort("too many of its processes hang in the store")
+                logger.warning("process %d hangs in the store, and another takes its place", process)
+                self._start_worker(self._running.pop(process))
 
     def _wake_workers(self) -> None:
         """Call all workers if requests wait and nobody answers any: whoever is on duty waits for something unforeseen."""

@@ -173,10 +173,11 @@ class Mount:
         return is_alive(self.pid, self._ticks)
 
     def kill(self) -> None:
-        """Kill the first process; its workers end with it."""
-        self.processes()
+        """Kill the first process, and wait until its workers have ended with it."""
+        workers = {worker: start_ticks(worker) for worker in self.workers()}
         os.kill(self.pid, signal.SIGKILL)
         wait_for("the end of the mount's first process", lambda: not self.is_running())
+        wait_for("the end of its workers", lambda: not any(is_alive(pid, ticks or 0) for pid, ticks in workers.items()))
 
     def wait_for_end(self) -> None:
         """Wait until no process of the mount is left."""
@@ -218,7 +219,8 @@ def mounted(site: Site, path: str | bytes, *, engine: str, options: Sequence[str
         options: more options of `vault mount`.
     """
     place = os.path.realpath(os.fsdecode(path))
-    os.makedirs(place, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # it may be a dead mount, which is no folder to anybody
+        os.mkdir(place)
     summary = site.json("mount", place, "--engine", engine, *options)[-1]
     mount = Mount(site, place, summary["engine"], summary["pid"], summary["log"])
     try:

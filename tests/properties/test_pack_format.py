@@ -83,7 +83,7 @@ def example_map(snapshot: Digest) -> bytes:
     builder.set_directory_row(sub, builder.add_directory(sub, builder.entries))
     builder.add_page(pack, 300, 20)
     builder.add_location(How.NOTHING)
-    return builder.encode(files=3, directories=1, size_bytes=99)
+    return b"".join(builder.encode(files=3, directories=1, size_bytes=99))
 
 
 def test_map_round_trip() -> None:

@@ -110,8 +110,12 @@ class MapBuilder:
         """Say which row an entry of kind DIRECTORY has."""
         LOCATION.pack_into(self._locations, entry * LOCATION.size, row, 0, 0, How.DIRECTORY, 0, 0)
 
-    def encode(self, *, files: int, directories: int, size_bytes: int) -> bytes:
-        """Return the bytes of the map. Raises FormatError for totals that no map can hold."""
+    def encode(self, *, files: int, directories: int, size_bytes: int) -> list[bytes | bytearray]:
+        """Return the bytes of the map, in parts to be put one behind the other: it may be large, and is not copied.
+
+        Raises:
+            FormatError: totals that no map can hold.
+        """
         if max(files, directories, size_bytes) > _TOTAL_MAX or self.entries > ENTRIES_MAX:
             raise FormatError("map", f"{size_bytes} bytes in {files} files, {self.entries} entries: too many")
         tables = b"".join(
@@ -128,7 +132,7 @@ class MapBuilder:
             len(self._pages) // _PAGE.size, len(self._packs), 0, blake3(self._locations).digest(), bytes(DIGEST_SIZE),
         )[:_TABLES_DIGEST_AT]  # fmt: skip
         tables_digest = blake3(head).update(tables).digest()
-        return b"".join((head, tables_digest, tables, self._locations))
+        return [head, tables_digest, tables, self._locations]
 
 
 class SnapshotMap:

@@ -7,7 +7,7 @@ Full canonical checks (order, totals, heap without gaps) are `check_leaf`'s, whi
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from operator import add
@@ -146,33 +146,74 @@ def _ends_page(name: bytes, count: int) -> bool:
     return count == PAGE_ENTRIES_MAX or not int.from_bytes(blake3(name).digest(length=4), "little") & _CUT_MASK
 
 
-def encode_directory(entries: Sequence[Entry]) -> EncodedDirectory:
+class DirectoryEncoder:
+    """Encodes a directory whose entries come one by one: a page is handed on once it is full, so memory holds one."""
+
+    def __init__(self, emit: Callable[[Digest, bytes], None]) -> None:
+        """Make an encoder; emit is called with each page, the root page last."""
+        self._emit = emit
+        self._entries: list[Entry] = []  # of the current page
+        self._rows: list[IndexRow] = []
+        self._is_large = False
+        self._last = b""
+
+    def add(self, entry: Entry) -> None:
+        """Add the next entry.
+
+        Raises:
+            FormatError: its name does not follow the one before in byte order.
+        """
+        if entry.name <= self._last:
+            raise FormatError("directory", "names are not in strictly ascending byte order")
+        self._last = entry.name
+        entries = self._entries
+        entries.append(entry)
+        if self._is_large:
+            if _ends_page(entry.name, len(entries)):
+                self._end_page()
+        elif len(entries) > SINGLE_PAGE_ENTRIES_MAX:
+            self._is_large = True
+            self._entries = []
+            for earlier in entries:
+                self._entries.append(earlier)
+                if _ends_page(earlier.name, len(self._entries)):
+                    self._end_page()
+
+    def finish(self) -> tuple[Digest, Totals]:
+        """Return the digest of the directory and what it holds. Raises FormatError for an entry that cannot be."""
+        if self._entries or not self._is_large:
+            self._end_page()
+        rows = self._rows
+        if not self._is_large:
+            return rows[0].digest, Totals(rows[0].size, rows[0].files, rows[0].directories)
+        index = _encode_index(rows)
+        index_digest = digest(index)
+        self._emit(index_digest, index)
+        totals = Totals(sum(r.size for r in rows), sum(r.files for r in rows), sum(r.directories for r in rows))
+        return index_digest, totals
+
+    def _end_page(self) -> None:
+        part = self._entries
+        self._entries = []
+        page = _encode_leaf(part)
+        page_digest = digest(page)
+        self._emit(page_digest, page)
+        first = part[0].name if part else b""
+        self._rows.append(IndexRow(first, *sum_totals(part), page_digest, len(part)))
+
+
+def encode_directory(entries: Iterable[Entry]) -> EncodedDirectory:
     """Encode a directory whose entries are sorted by name bytes, without duplicates.
 
     Raises:
         FormatError: a name, target or order that the format does not allow.
     """
-    names = [entry.name for entry in entries]
-    if any(left >= right for left, right in pairwise(names)):
-        raise FormatError("directory", "names are not in strictly ascending byte order")
-    leaves = []
-    rows = []
-    start = 0
-    for end in split_pages(names):
-        part = entries[start:end]
-        page = _encode_leaf(part)
-        page_digest = digest(page)
-        leaves.append((page_digest, page))
-        totals = sum_totals(part)
-        first = part[0].name if part else b""
-        rows.append(IndexRow(first, totals.size, totals.files, totals.directories, page_digest, len(part)))
-        start = end
-    totals = Totals(sum(r.size for r in rows), sum(r.files for r in rows), sum(r.directories for r in rows))
-    if len(leaves) == 1:
-        return EncodedDirectory(leaves[0][0], tuple(leaves), totals)
-    index = _encode_index(rows)
-    index_digest = digest(index)
-    return EncodedDirectory(index_digest, ((index_digest, index), *leaves), totals)
+    pages: list[tuple[Digest, bytes]] = []
+    encoder = DirectoryEncoder(lambda page_digest, page: pages.append((page_digest, page)))
+    for entry in entries:
+        encoder.add(entry)
+    root, totals = encoder.finish()
+    return EncodedDirectory(root, (pages[-1], *pages[:-1]), totals)
 
 
 def _encode_leaf(entries: Sequence[Entry]) -> bytes:

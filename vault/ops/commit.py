@@ -22,22 +22,32 @@ from vault.errors import CacheUnusable, KeyNotFound, RefNotFound
 from vault.format.digest import digest
 from vault.format.layout import map_key
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import Entry, Kind, encode_directory
+from vault.format.tree import DirectoryEncoder, Entry, Kind
 from vault.ids import Digest, RunId, check_name
-from vault.ops.source import BeginDirectory, EndDirectory, LargeSource, SourceFile, SourceSymlink, Walk, read_small
+from vault.ops.source import (
+    BeginDirectory,
+    EndDirectory,
+    LargeSource,
+    SourceFile,
+    SourceSymlink,
+    Upcoming,
+    Walk,
+    read_small,
+)
 from vault.progress import SILENT, Progress
 from vault.repo.compressor import Compressor
 from vault.repo.large_files import LargeFileWriter
-from vault.repo.maps import build_map
+from vault.repo.maps import store_map
 from vault.repo.object_writer import ObjectWriter
 from vault.repo.repository import Repository
 from vault.repo.stat_cache import StatCache
-from vault.stores.base import LocalFiles, put_if_absent
+from vault.stores.base import LocalFiles
 
 THREADS: Final = min(8, (os.cpu_count() or 1) + 1)
 _BATCH_FILES_MAX: Final = 32
 _BATCH_BYTES_MAX: Final = 2 << 20
 _BATCHES_IN_FLIGHT_MAX: Final = 4 * THREADS
+_STEPS_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,7 @@ class _Ingest:
         self._steps: deque[_FileStep | Entry | bytes | None] = deque()  # file, symlink, directory begins, directory ends
         self._batch = _Batch()
         self._batches_in_flight = 0
-        self._stack: list[tuple[bytes, list[Entry]]] = []
+        self._stack: list[tuple[bytes, DirectoryEncoder]] = []
         self.counts = _Counts()
         self.root: Digest | None = None
 
@@ -154,6 +164,9 @@ class _Ingest:
         if known is not None:
             if self._steps:
                 self._steps.append(_FileStep(file, known, None, 0))
+                if len(self._steps) > _STEPS_MAX:  # behind a batch that is not full, and may never be
+                    self._submit()
+                    self._take(0)
             else:
                 self._append_file(file, known, file.size)
             return
@@ -219,9 +232,9 @@ class _Ingest:
         if step is None:
             self._close_directory()
         elif isinstance(step, bytes):
-            self._stack.append((step, []))
+            self._stack.append((step, DirectoryEncoder(self._add_page)))
         elif isinstance(step, Entry):
-            self._stack[-1][1].append(step)
+            self._stack[-1][1].add(step)
         else:
             self._take_file(step)
 
@@ -247,7 +260,7 @@ class _Ingest:
 
     def _append_file(self, file: SourceFile, found: Digest, size: int) -> None:
         kind = Kind.EXECUTABLE if file.executable else Kind.FILE
-        self._stack[-1][1].append(Entry(file.name, kind, size, found))
+        self._stack[-1][1].add(Entry(file.name, kind, size, found))
         self.counts.files += 1
         self.counts.size_bytes += size
 
@@ -273,15 +286,15 @@ class _Ingest:
         self._cache.remember(file.path, file.status, read_ns, found)
 
     def _close_directory(self) -> None:
-        name, entries = self._stack.pop()
-        encoded = encode_directory(entries)
-        for page_digest, page in encoded.pages:
-            self._writer.add(page_digest, ObjectKind.PAGE, Codec.RAW, page, len(page))
+        name, encoder = self._stack.pop()
+        found, (size, files, directories) = encoder.finish()
         if self._stack:
-            size, files, directories = encoded.totals
-            self._stack[-1][1].append(Entry(name, Kind.DIRECTORY, size, encoded.digest, files, directories))
+            self._stack[-1][1].add(Entry(name, Kind.DIRECTORY, size, found, files, directories))
         else:
-            self.root = encoded.digest
+            self.root = found
+
+    def _add_page(self, page_digest: Digest, page: bytes) -> None:
+        self._writer.add(page_digest, ObjectKind.PAGE, Codec.RAW, page, len(page))
 
 
 def commit(
@@ -365,7 +378,9 @@ def _feed(ingest: _Ingest, walk: Walk) -> None:
             ingest.add_file(step, next(known[-1]))
         elif isinstance(step, BeginDirectory):
             ingest.begin_directory(step.name)
-            known.append(iter(ingest.known_contents(step.files)))
+            known.append(iter(()))
+        elif isinstance(step, Upcoming):
+            known[-1] = iter(ingest.known_contents(step.files))
         elif isinstance(step, EndDirectory):
             known.pop()
             ingest.end_directory()
@@ -384,7 +399,7 @@ def _ensure_map(repository: Repository, snapshot: Digest) -> None:
         repository.store.size(map_key(snapshot))
     except KeyNotFound:
         objects = repository.object_reader()
-        put_if_absent(repository.store, map_key(snapshot), build_map(snapshot, objects))
+        store_map(snapshot, repository.store, objects)
         objects.close()
 
 

@@ -17,8 +17,10 @@ from vault.errors import SourceChanged, SourceUnreadable, SpecialFile, UsageErro
 from vault.format.tree import DEPTH_MAX, NAME_LENGTH_MAX
 from vault.ops.descent import Descent
 from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_excluded, parse_ignore_file, parse_rules
+from vault.ops.names import list_names
 
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a FIFO
+_LOOKED_AT_ONCE: Final = 1000  # names of a directory: what is known of them is held in memory
 _CHANGED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
 _SPECIAL: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFBLK: "block device", stat.S_IFCHR: "device"}
 
@@ -52,9 +54,15 @@ class SourceSymlink:
 
 @dataclass(frozen=True, slots=True)
 class BeginDirectory:
-    """A directory begins. `files` are all regular files directly in it, which will follow one by one in name order."""
+    """A directory begins."""
 
     name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Upcoming:
+    """The next regular files directly in the current directory. They will follow one by one, in this order."""
+
     files: tuple[SourceFile, ...]
 
 
@@ -62,7 +70,7 @@ class EndDirectory:
     """The directory that began last and has not ended has nothing more."""
 
 
-Step = BeginDirectory | EndDirectory | SourceFile | SourceSymlink
+Step = BeginDirectory | EndDirectory | Upcoming | SourceFile | SourceSymlink
 
 
 @dataclass(slots=True)
@@ -73,11 +81,15 @@ class WalkReport:
     special: list[bytes] = field(default_factory=list)
 
 
+_Item = SourceFile | SourceSymlink | bytes  # bytes: name of a directory
+
+
 @dataclass(slots=True)
 class _Frame:
     path: bytes  # below the source, with a slash at its end; b"" for the source itself
     rules: tuple[RuleSet, ...]
-    items: Iterator["SourceFile | SourceSymlink | bytes"]  # bytes: name of a directory
+    names: Iterator[bytes]
+    items: Iterator["_Item"] = field(default_factory=lambda: iter(()))
 
 
 class Walk:
@@ -123,7 +135,7 @@ class Walk:
             if not stat.S_ISREG(self._status.st_mode):
                 raise SpecialFile(os.fsdecode(self._source), _kind(self._status), 1)
             file = SourceFile(name, os.path.realpath(self._source), self._status)
-            yield from (BeginDirectory(b"", (file,)), file, EndDirectory())
+            yield from (BeginDirectory(b""), Upcoming((file,)), file, EndDirectory())
             return
         forbidden = {_inode(os.stat(path)): path for path in self._forbidden if os.path.exists(path)}
         try:
@@ -131,13 +143,17 @@ class Walk:
         except OSError as error:
             raise _unreadable(self._source, error) from error
         with descent:
-            frame, begin = self._enter(descent, None, b"", forbidden)
-            stack = [frame]
-            yield begin
+            stack = [self._enter(descent, None, b"", forbidden)]
+            yield BeginDirectory(b"")
             while stack:
                 frame = stack[-1]
                 item = next(frame.items, None)
                 if item is None:
+                    items = self._look_at_names(descent.current, frame)
+                    frame.items = iter(items)
+                    if items:
+                        yield Upcoming(tuple(found for found in items if isinstance(found, SourceFile)))
+                        continue
                     stack.pop()
                     if stack:
                         self._leave(descent, stack[-1])
@@ -145,15 +161,14 @@ class Walk:
                 elif isinstance(item, bytes):
                     if len(stack) >= DEPTH_MAX:
                         raise UsageError(f"{os.fsdecode(self._source)}: more than {DEPTH_MAX} directories in each other")
-                    below, begin = self._enter(descent, frame, item, forbidden)
-                    stack.append(below)
-                    yield begin
+                    stack.append(self._enter(descent, frame, item, forbidden))
+                    yield BeginDirectory(item)
                 else:
                     yield item
 
     def _enter(
         self, descent: Descent, parent: _Frame | None, name: bytes, forbidden: Mapping[tuple[int, int], str]
-    ) -> tuple[_Frame, BeginDirectory]:
+    ) -> _Frame:
         path = parent.path + name + b"/" if parent else b""
         absolute = self._absolute(path)
         try:
@@ -163,10 +178,9 @@ class Walk:
                 lies = forbidden[descent.identity]
                 raise UsageError(f"{lies} lies in the folder that is to be committed: move it, or --exclude it")
             rules = (*(parent.rules if parent else ()), *_ignore_file(descent.current, path, absolute))
-            items, files = self._list(descent.current, path, absolute, (*rules, self._strongest))
+            return _Frame(path, rules, iter(list_names(descent.current)))
         except OSError as error:
             raise _changed_or_unreadable(absolute, error) from error
-        return _Frame(path, rules, iter(items)), BeginDirectory(name, files)
 
     def _leave(self, descent: Descent, above: _Frame) -> None:
         try:
@@ -177,39 +191,37 @@ class Walk:
     def _absolute(self, path: bytes) -> bytes:
         return os.path.join(self._source, path[:-1]) if path else self._source
 
-    def _list(
-        self, descriptor: int, path: bytes, absolute: bytes, rules: Sequence[RuleSet]
-    ) -> tuple[list["SourceFile | SourceSymlink | bytes"], tuple[SourceFile, ...]]:
+    def _look_at_names(self, directory: int, frame: _Frame) -> list[_Item]:
+        """Return what the next names of a directory stand for, some hundreds of them; nothing if there are no more."""
+        absolute = self._absolute(frame.path)
         prefix = absolute if absolute.endswith(b"/") else absolute + b"/"
-        rules = [rule_set for rule_set in rules if rule_set.rules]
-        items: list[tuple[bytes, SourceFile | SourceSymlink | bytes]] = []
-        with os.scandir(descriptor) as entries:
-            for entry in entries:
-                name = os.fsencode(entry.name)
-                if rules and is_excluded(path + name, entry.is_dir(follow_symlinks=False), rules):
+        rules = [rule_set for rule_set in (*frame.rules, self._strongest) if rule_set.rules]
+        items: list[_Item] = []
+        for name in frame.names:
+            try:
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                mode = stat.S_IFMT(status.st_mode)
+                if rules and is_excluded(frame.path + name, mode == stat.S_IFDIR, rules):
                     self.report.excluded += 1
                     continue
-                if len(name) > NAME_LENGTH_MAX:
-                    raise SourceUnreadable(os.fsdecode(prefix + name), "its name is longer than 255 bytes")
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                    mode = stat.S_IFMT(status.st_mode)
-                    target = os.readlink(name, dir_fd=descriptor) if mode == stat.S_IFLNK else b""
-                except OSError as error:
-                    raise _changed_or_unreadable(prefix + name, error) from error
-                if mode == stat.S_IFREG:
-                    items.append((name, SourceFile(name, prefix + name, status)))
-                elif mode == stat.S_IFDIR:
-                    items.append((name, name))
-                elif mode == stat.S_IFLNK:
-                    items.append((name, SourceSymlink(name, target)))
-                elif self._skip_special:
-                    self.report.special.append(path + name)
-                else:
-                    raise SpecialFile(os.fsdecode(prefix + name), _kind(status), 1)
-        items.sort(key=lambda item: item[0])
-        ordered = [item for _, item in items]
-        return ordered, tuple(item for item in ordered if isinstance(item, SourceFile))
+                target = os.readlink(name, dir_fd=directory) if mode == stat.S_IFLNK else b""
+            except OSError as error:
+                raise _changed_or_unreadable(prefix + name, error) from error
+            if len(name) > NAME_LENGTH_MAX:
+                raise SourceUnreadable(os.fsdecode(prefix + name), "its name is longer than 255 bytes")
+            if mode == stat.S_IFREG:
+                items.append(SourceFile(name, prefix + name, status))
+            elif mode == stat.S_IFDIR:
+                items.append(name)
+            elif mode == stat.S_IFLNK:
+                items.append(SourceSymlink(name, target))
+            elif self._skip_special:
+                self.report.special.append(frame.path + name)
+            else:
+                raise SpecialFile(os.fsdecode(prefix + name), _kind(status), 1)
+            if len(items) == _LOOKED_AT_ONCE:
+                break
+        return items
 
 
 def read_small(file: SourceFile) -> tuple[bytes, int]:

@@ -23,11 +23,14 @@ logger = logging.getLogger(__name__)
 
 CACHE_VERSION: Final = 1
 LOOK_AGAIN_S: Final = 1.0
+_ROWS_AT_ONCE: Final = 1 << 13
 _PLACE = struct.Struct("<IQQQBB")  # container offset length size codec kind
 _NUMBER = struct.Struct(">I")
 _OBJECTS, _CONTAINERS, _SEEN = b"objects", b"containers", b"seen"
 _CODECS: Final = tuple(Codec)
 _KINDS: Final = {int(kind): kind for kind in ObjectKind}
+
+_Row = tuple[Digest, int, int, int, int, int]
 
 
 class ObjectIndex:
@@ -158,20 +161,38 @@ class ObjectIndex:
 
     def _add(self, contents: "_Contents") -> None:
         try:
-            with self._file.write() as transaction:
-                self._put(transaction, contents)
+            self._add_in_parts(contents)
         except CacheDamaged:
             self._renew()  # which reads these contents from the store, too
 
+    def _add_in_parts(self, contents: "_Contents") -> None:
+        """Add contents in several transactions: each holds the pages that it changes in memory, one for each row or so.
+
+        What a process that dies in between has added is as good as the rest; it is seen only once all are in.
+        """
+        with self._file.write() as transaction:
+            if transaction.get(contents.container, db=self._file.db(_SEEN)) is not None:
+                return
+            number = self._number(transaction, contents.container)
+        rows = sorted(contents.rows)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            with self._file.write() as transaction:
+                self._put_rows(transaction, number, rows[start : start + _ROWS_AT_ONCE])
+        with self._file.write() as transaction:
+            transaction.put(contents.container, b"", db=self._file.db(_SEEN))
+
     def _put(self, transaction: Any, contents: "_Contents") -> None:
-        seen = self._file.db(_SEEN)
-        if transaction.get(contents.container, db=seen) is not None:
-            return
-        number = transaction.stat(self._file.db(_CONTAINERS))["entries"]
-        transaction.put(_NUMBER.pack(number), contents.container, db=self._file.db(_CONTAINERS))
-        pairs = [(digest, _PLACE.pack(number, *place)) for digest, *place in contents.rows]
-        transaction.cursor(db=self._file.db(_OBJECTS)).putmulti(sorted(pairs), overwrite=False)
-        transaction.put(contents.container, b"", db=seen)
+        self._put_rows(transaction, self._number(transaction, contents.container), sorted(contents.rows))
+        transaction.put(contents.container, b"", db=self._file.db(_SEEN))
+
+    def _number(self, transaction: Any, container: bytes) -> int:
+        number = int(transaction.stat(self._file.db(_CONTAINERS))["entries"])
+        transaction.put(_NUMBER.pack(number), container, db=self._file.db(_CONTAINERS))
+        return number
+
+    def _put_rows(self, transaction: Any, number: int, rows: Sequence[_Row]) -> None:
+        pairs = [(digest, _PLACE.pack(number, *place)) for digest, *place in rows]
+        transaction.cursor(db=self._file.db(_OBJECTS)).putmulti(pairs, overwrite=False)
 
 
 class FreshIndex:
@@ -197,9 +218,6 @@ class FreshIndex:
 def open_index(path: str, store: ByteReader) -> ObjectIndex:
     """Open the object index in the cache directory."""
     return ObjectIndex(LmdbFile(path, version=CACHE_VERSION, databases=(_OBJECTS, _CONTAINERS, _SEEN)), store)
-
-
-_Row = tuple[Digest, int, int, int, int, int]
 
 
 class _Contents(NamedTuple):

@@ -8,10 +8,11 @@ import mmap
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-from vault.errors import CacheUnusable, FormatError, KeyNotFound
+from vault.errors import CacheUnusable, FormatError, KeyExists, KeyNotFound
 from vault.format.layout import map_key
 from vault.format.mapfile import How, MapBuilder, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
@@ -19,7 +20,7 @@ from vault.format.tree import DEPTH_MAX, Entry, Kind, Totals, sum_totals
 from vault.ids import Digest
 from vault.repo.objects import ObjectReader
 from vault.repo.trees import TreeReader
-from vault.stores.base import ByteReader, LocalFiles
+from vault.stores.base import Buffer, ByteReader, LocalFiles, Store
 from vault.stores.durable import read_error
 
 logger = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ SNAPSHOT_ENTRIES_MAX: Final = 1 << 32
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def build_map(snapshot: Digest, objects: ObjectReader) -> bytes:
-    """Return the map of a snapshot, all of whose objects the index must know.
+def build_map(snapshot: Digest, objects: ObjectReader) -> list[bytes | bytearray]:
+    """Return the map of a snapshot, all of whose objects the index must know, in parts.
 
     Raises:
         ObjectMissing: a tree names what no pack holds.
@@ -99,6 +100,15 @@ def _add_entry(builder: MapBuilder, objects: ObjectReader, entry: Entry) -> int:
     return builder.add_location(how, offset, builder.pack_row(location.container), length, codec)
 
 
+def store_map(snapshot: Digest, store: Store, objects: ObjectReader) -> None:
+    """Build the map of a snapshot and put it into the store, unless the store has one by then."""
+    with store.stage() as stage:
+        for part in build_map(snapshot, objects):
+            stage.write(part)
+        with suppress(KeyExists):
+            stage.publish(map_key(snapshot))
+
+
 def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_dir: str) -> SnapshotMap:
     """Return the map of a snapshot, mapped into memory: from the store, the cache, or built now."""
     if isinstance(store, LocalFiles):
@@ -112,7 +122,7 @@ def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_d
         return candidate
     if not isinstance(store, LocalFiles):
         try:
-            _install(cached, store.get(map_key(snapshot)))
+            _install(cached, [store.get(map_key(snapshot))])
         except KeyNotFound:
             logger.info("snapshot %s has no map in the store: building it", snapshot.hex()[:12])
         candidate = _try_open(cached, snapshot)
@@ -160,13 +170,13 @@ def _map_file(path: str) -> memoryview:
         os.close(descriptor)
 
 
-def _install(path: str, data: bytes) -> None:
+def _install(path: str, parts: Iterable[Buffer]) -> None:
     """Write a map into the cache. Raises CacheUnusable."""
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
             try:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.replace(file.name, path)
             except BaseException:

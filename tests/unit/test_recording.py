@@ -237,6 +237,20 @@ def test_a_run_that_reads_again_after_its_end_starts_another_attempt(recorder, s
     assert counts(records) == {1: 3, 2: 1, 3: 1, 4: 1}
 
 
+def test_a_named_run_that_somebody_looked_at_while_it_was_ending_ends_all_the_same(recorder, spool, start, monkeypatch):
+    """`vault runs` ships what is there, within the time in which a named run may start its next process."""
+    store = MemoryStore()
+    process = start("looked-at")
+    opens(recorder, process.pid, 1)
+    end(process)
+    ship_all(store, os.path.dirname(spool.folder), store_id=STORE_ID)
+    assert [record.end for record in entries(store, "looked-at", spool.writer.writer)] == [None]
+    monkeypatch.setattr("vault.repo.shipping.GRACE_S", 0.0)
+    Shipper(spool).round(store)
+    assert entries(store, "looked-at", spool.writer.writer)[-1].end.how == "processes ended"
+    assert not list(spool.registrations())
+
+
 def test_a_process_that_comes_while_its_run_is_being_ended_is_not_lost(recorder, spool, start, monkeypatch):
     """Between the look for living processes and the closing of tables another one of the run opens a file."""
     monkeypatch.setattr("vault.repo.shipping.GRACE_S", 0.0)

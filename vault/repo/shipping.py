@@ -189,8 +189,9 @@ class Shipper:
                 ended_ns = now_ns() if now.watched or now.unmounted or not touched_ns else touched_ns
                 end = End(ended=format_time(ended_ns), how=how)
             self._write_entries(outbox, state, found, tables, finished, end)
-        for registration in found.registrations:
-            if not now.same_boot or not liveness.is_alive(registration.pid, registration.ticks):
+        dead = [r for r in found.registrations if not now.same_boot or not liveness.is_alive(r.pid, r.ticks)]
+        if how or len(dead) < len(found.registrations):  # the last ones are how it is known, later, that the run has ended
+            for registration in dead:
                 self.spool.forget(registration)
         if how:
             self._memory.pop(outbox.run, None)

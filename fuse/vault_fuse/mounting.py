@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -18,6 +17,7 @@ from typing import Final
 from vault.clock import now_ns
 from vault.errors import MountError, UsageError
 from vault.format.config import Config
+from vault.repo.liveness import is_alive, start_ticks
 from vault.repo.repository import Repository
 from vault.repo.spool import Spool, create_spool
 from vault.stores.base import Store
@@ -149,9 +149,7 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
     """
     repository = Repository.open(open_store(), cache_root)
     path = check_mountpoint(options.path)
-    mounts = os.path.join(repository.cache_dir, "mounts")
-    os.makedirs(mounts, mode=0o700, exist_ok=True)
-    state_dir = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=mounts)
+    state_dir = _make_state_dir(os.path.join(repository.cache_dir, "mounts"))
     spool = None
     if options.record:
         spool_root = os.path.join(repository.cache_dir, "spool")
@@ -169,3 +167,15 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
             run_direct(parts, path, ready)
     finally:
         shutil.rmtree(state_dir, ignore_errors=True)
+
+
+def _make_state_dir(folder: str) -> str:
+    """Make this mount's private folder, and remove those of mounts whose processes are gone."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for name in os.listdir(folder):
+        pid, _, ticks = name.partition("-")
+        if pid.isdigit() and ticks.isdigit() and not is_alive(int(pid), int(ticks)):
+            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
+    path = os.path.join(folder, f"{os.getpid()}-{start_ticks(os.getpid()) or 0}")
+    os.mkdir(path, 0o700)
+    return path

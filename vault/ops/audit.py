@@ -4,7 +4,7 @@ A claim is "opened", never "trained on". Files are told from the snapshot's own 
 counts of opens stop at 255 for each worker of a mount. Threads: one Audit in each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -110,14 +110,17 @@ class Audit:
         return None if view is None else view.files_total
 
     def readers_of_dataset(self, name: str) -> Iterator[Read]:
-        """Yield who opened anything of a dataset, in any version, or of another name for the same snapshot."""
+        """Yield who opened anything of a dataset, in any version or by another name. Newest come first."""
+        return _newest_first(self._readers_of_dataset(name))
+
+    def _readers_of_dataset(self, name: str) -> Iterator[Read]:
         snapshots = {version.snapshot for version in self._repository.datasets.load(name).versions}
         for source in self._index.sources():
             if source.snapshot in snapshots or _dataset(source.ref) == name:
                 yield from self._whole(source)
 
     def readers_of(self, ref: Ref, *, content: bool = False) -> Iterator[Read]:
-        """Yield who opened what a ref names: a version, or a folder or file in one.
+        """Yield who opened what a ref names: a version, or a folder or file in one. Runs that started last come first.
 
         Args:
             ref: what is asked about.
@@ -126,6 +129,9 @@ class Audit:
         Raises:
             RefNotFound: it names nothing.
         """
+        return _newest_first(self._readers_of(ref, content))
+
+    def _readers_of(self, ref: Ref, content: bool) -> Iterator[Read]:
         snapshot = self._repository.datasets.resolve(ref).snapshot
         view = open_view(self._repository, snapshot)
         number = view.find(ref.path)
@@ -143,8 +149,8 @@ class Audit:
             yield from self._readers_of_entry(view, number, ref.path)
 
     def readers_of_content(self, content: Digest) -> Iterator[Read]:
-        """Yield who opened a file with this content, by any name in any snapshot that a run has read."""
-        return self._readers_of_contents({content})
+        """Yield who opened a file with this content, by any name in any snapshot that a run has read. Newest first."""
+        return _newest_first(self._readers_of_contents({content}))
 
     def opened_files(self, run: Run) -> Iterator[OpenedFile]:
         """Yield every file that a run opened, in the order of the tree.
@@ -234,6 +240,11 @@ class Audit:
         except RefError:
             return None
         return version if version is not None and version.snapshot == used.snapshot else None
+
+
+def _newest_first(reads: Iterable[Read]) -> Iterator[Read]:
+    by_place = sorted(reads, key=lambda read: (read.ref, read.path or b""))
+    return iter(sorted(by_place, key=lambda read: (read.run.started, read.run.run), reverse=True))
 
 
 def _dataset(ref: str) -> str:

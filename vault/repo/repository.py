@@ -6,6 +6,7 @@ object may be shared; readers that it hands out may not. Processes: open one in 
 
 import os
 import secrets
+from contextlib import suppress
 from functools import cached_property
 
 from vault.clock import format_time, now_ns
@@ -39,9 +40,11 @@ class Repository:
         Raises:
             AlreadyARepository: the store holds a repository, or other things.
         """
+        with suppress(KeyNotFound):
+            store.size(CONFIG_KEY)
+            raise AlreadyARepository(store.url, "is a vault store already")
         for key in store.list(""):
-            reason = "is a vault store already" if key == CONFIG_KEY else f"is not empty (it holds {key})"
-            raise AlreadyARepository(store.url, reason)
+            raise AlreadyARepository(store.url, f"is not empty (it holds {key})")
         config = Config(store=secrets.token_hex(16), created=format_time(now_ns()))
         try:
             store.put(CONFIG_KEY, encode_config(config))

@@ -129,6 +129,10 @@ class Vault:
         """Return a dataset: its versions, oldest first, and its labels. Raises RefNotFound with near names."""
         return self.repository.datasets.load(name)
 
+    def version(self, ref: str) -> Version:
+        """Return the version that a ref names; its path is not looked at. Raises RefNotFound, AmbiguousRef."""
+        return self._version(parse_ref(ref))
+
     def label(self, ref: str, label: str, *, author: str = "") -> Version:
         """Put a label on the version that a ref names, moving it there if it is on another. Returns the version."""
         parsed = parse_ref(ref)

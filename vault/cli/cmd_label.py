@@ -28,13 +28,13 @@ def label(session: Session, ref: str, label: str, delete: bool) -> None:
     name = label or parsed.selector
     record: dict[str, object] = {"dataset": parsed.name, "label": name}
     if delete:
-        before = vault.find(ref).version.number
+        before = vault.version(ref).number
         vault.remove_label(parsed.name, parsed.selector)
         record |= {"version": None, "snapshot": None, "before": before}
         out.summary(record, f"{parsed.name}@{name} is gone; it was v{before}")
         return
     known = vault.dataset(parsed.name).labels.get(name)
-    version = vault.label(ref, label) if label else vault.find(ref).version
+    version = vault.label(ref, label) if label else vault.version(ref)
     record |= {"version": version.number, "snapshot": version.snapshot.hex(), "before": known if label else None}
     was = f" (it was v{known})" if label and known not in (None, version.number) else ""
     out.summary(record, f"{parsed.name}@{name} -> {parsed.name}@v{version.number}{was}")

@@ -22,7 +22,7 @@ def log(session: Session, dataset: str, number: int | None) -> None:
     vault, ref = session.open(), parse_ref(dataset)
     if ref.path:
         raise UsageError(f"versions are those of a whole dataset: vault log {ref.name}@{ref.selector}")
-    newest = vault.find(dataset).version.number if "@" in dataset else None
+    newest = vault.version(dataset).number if "@" in dataset else None
     found = vault.dataset(ref.name)
     shown = found.versions[:newest][::-1][:number]
     for version in shown:

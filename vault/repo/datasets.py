@@ -298,7 +298,10 @@ def _version_by_digest(dataset: Dataset, prefix: str) -> Version | None:
         if version.snapshot.hex().startswith(prefix):
             found.setdefault(version.snapshot, version)
     if len(found) > 1:
-        candidates = [f"b3:{snapshot.hex()[: len(prefix) + 4]} (v{v.number})" for snapshot, v in found.items()]
+        told_apart = len(prefix) + 4
+        while len({snapshot.hex()[:told_apart] for snapshot in found}) < len(found):
+            told_apart += 4
+        candidates = [f"b3:{snapshot.hex()[:told_apart]} (v{v.number})" for snapshot, v in found.items()]
         raise AmbiguousRef(f"{dataset.name}@b3:{prefix}", candidates)
     return next(iter(found.values()), None)
 

@@ -1,0 +1,221 @@
+"""Every command's `--json` is what docs/reference/json.md says; the fields that others rely on are there."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from vault.ids import parse_digest
+from vault.repo.repository import Repository
+from vault.stores.registry import open_store
+from vault.testing.mounts import Site, mounted, run, why_not_mountable
+
+COMMIT_FIELDS = "dataset version ref snapshot files bytes new_bytes stored_bytes elapsed_s".split()
+RUN_FIELDS = "run command user host started ended inputs".split()
+INPUT_FIELDS = "snapshot ref files_opened files_total".split()
+READ_FIELDS = "run snapshot ref files_opened files_total first_open last_open".split()
+FILE_FIELDS = "snapshot ref path opens".split()
+
+
+def answer(reference, site: Site, *arguments: str, status: int = 0) -> list[dict]:
+    """Run a command with --json and check its answer against the reference."""
+    done = site.vault(*arguments, "--json", status=status)
+    return reference.check(arguments[0], done.stdout)
+
+
+def test_init(reference, tmp_path):
+    site = Site(str(tmp_path / "store"), str(tmp_path / "cache"))
+    [summary] = answer(reference, site, "init")
+    assert summary["store"] == site.store
+    assert json.loads((tmp_path / "store/vault.json").read_text())["store"] == summary["id"]
+    assert not reference.never_seen("init")
+
+
+def test_commit(reference, site, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.txt").write_text("a" * 1000)
+    (source / "b.tmp").write_text("b")
+    os.mkfifo(source / "pipe")
+    [made] = answer(reference, site, "commit", str(source), "d", "--exclude", "*.tmp", "--skip-special")
+    assert all(field in made for field in COMMIT_FIELDS)
+    assert (made["ref"], made["files"], made["bytes"], made["new_bytes"]) == ("d@v1", 1, 1000, 1000)
+    assert (made["excluded"], made["skipped_special"], made["unchanged"]) == (1, 1, False)
+    [again] = answer(reference, site, "commit", str(source), "d", "--exclude", "*.tmp", "--skip-special")
+    assert (again["ref"], again["snapshot"], again["unchanged"]) == ("d@v1", made["snapshot"], True)
+    assert not reference.never_seen("commit")
+
+
+def test_log(reference, library):
+    second, first, summary = answer(reference, library, "log", "imagenet")
+    assert (second["ref"], second["labels"], second["parents"]) == ("imagenet@v2", ["latest"], [first["snapshot"]])
+    assert (first["labels"], first["author"]) == (["golden"], "ana")
+    assert first["message"] == "as downloaded\nfrom the\x1b[31m net", "as it was given, escaped"
+    assert summary == {"type": "summary", "dataset": "imagenet", "versions": 2}
+    assert not reference.never_seen("log")
+
+
+def test_ls(reference, library):
+    names = [record["dataset"] for record in answer(reference, library, "ls")[:-1]]
+    assert names == ["imagenet", "vision/coco"]
+    records = answer(reference, library, "ls", "-R", "imagenet@v1")
+    by_path = {os.fsencode(record["path"]): record for record in records[:-1]}
+    assert b"n\xff\xfename" in by_path and b"esc\x1b[31mred\nnext line" in by_path
+    assert by_path[b"train"]["files"] == 6 and by_path[b"link"]["target"] == "labels.csv"
+    assert records[-1]["entries"] == len(by_path)
+    assert not reference.never_seen("ls")
+
+
+def test_show(reference, library):
+    [version] = answer(reference, library, "show", "imagenet@golden")
+    assert (version["ref"], version["version"]) == ("imagenet@v1", 1)
+    [file] = answer(reference, library, "show", "imagenet@latest/train/n01/3.JPEG")
+    assert (file["ref"], file["entry"]["bytes"]) == ("imagenet@v2/train/n01/3.JPEG", 5000)
+    assert not reference.never_seen("show")
+
+
+def test_diff(reference, library):
+    records = answer(reference, library, "diff", "imagenet@v1", "imagenet@v2")
+    changes = {record["path"]: record["kind"] for record in records[:-1]}
+    assert changes == {"labels.csv": "changed", "new file": "added", "old/gone.txt": "removed"}
+    folders = answer(reference, library, "diff", "--stat", "imagenet@v1", "imagenet@v2")
+    assert {record["path"]: record["removed"] for record in folders[:-1]} == {"": 0, "old": 1}
+    assert folders[-1] == records[-1]
+    assert not reference.never_seen("diff")
+
+
+def test_label(reference, site, tmp_path):
+    (tmp_path / "file").write_text("1")
+    site.vault("commit", str(tmp_path / "file"), "d")
+    (tmp_path / "file").write_text("22")
+    site.vault("commit", str(tmp_path / "file"), "d")
+    [put] = answer(reference, site, "label", "d@v1", "best")
+    assert (put["version"], put["before"]) == (1, None)
+    [moved] = answer(reference, site, "label", "d@v2", "best")
+    assert (moved["version"], moved["before"]) == (2, 1)
+    [asked] = answer(reference, site, "label", "d@best")
+    assert (asked["version"], asked["before"]) == (2, None)
+    [gone] = answer(reference, site, "label", "--delete", "d@best")
+    assert (gone["version"], gone["snapshot"], gone["before"]) == (None, None, 2)
+    assert not reference.never_seen("label")
+
+
+def test_checkout(reference, library, tmp_path):
+    [summary] = answer(reference, library, "checkout", "imagenet@latest", str(tmp_path / "out"))
+    assert (summary["ref"], summary["files"], summary["symlinks"]) == ("imagenet@v2", 10, 1)
+    assert not reference.never_seen("checkout")
+
+
+def test_verify(reference, site, tmp_path):
+    (tmp_path / "file").write_text("content")
+    site.vault("commit", str(tmp_path / "file"), "d")
+    [clean] = answer(reference, site, "verify", "--data")
+    assert (clean["problems"], clean["versions"], clean["with_data"]) == (0, 1, True)
+    shutil.rmtree(f"{site.store}/packs")
+    *problems, summary = answer(reference, site, "verify", status=1)
+    assert summary["problems"] == len(problems) > 0
+    assert any(problem["where"].startswith("d@v1") for problem in problems)
+    assert not reference.never_seen("verify")
+
+
+def test_doctor(reference, site):
+    *checks, summary = answer(reference, site, "doctor")
+    assert {check["name"] for check in checks} >= {"program", "store", "space", "index", "cache", "device", "engine"}
+    assert summary["problems"] == 0 and summary["ok"] > 5
+    assert not reference.never_seen("doctor")
+
+
+@pytest.mark.fuse
+def test_mounts_and_what_was_read_below_them(reference, site, tmp_path):
+    if missing := why_not_mountable("direct"):
+        pytest.skip(missing)
+    source = tmp_path / "source"
+    source.mkdir()
+    for number in range(3):
+        (source / f"{number}.txt").write_text(f"content {number}")
+    made = site.commit(str(source), "d")
+    with mounted(site, str(tmp_path / "mnt"), engine="direct") as mount:
+        run("cat", f"{mount.path}/d@v1/0.txt", f"{mount.path}/d@v1/1.txt", variables={"VAULTFS_RUN": "exp1"})
+        records, summary = answer(reference, site, "runs")[:-1], answer(reference, site, "runs")[-1]
+        [first] = records
+        assert all(field in first for field in RUN_FIELDS)
+        assert (first["run"], first["command"][0], summary["runs"]) == ("exp1", "cat", 1)
+        [used] = first["inputs"]
+        assert all(field in used for field in INPUT_FIELDS)
+        assert (used["ref"], used["files_opened"], used["files_total"]) == ("d@v1", 2, 3)
+        assert used["snapshot"] == made["snapshot"]
+
+        [read], summary = answer(reference, site, "audit", "d")[:-1], answer(reference, site, "audit", "d")[-1]
+        assert all(field in read for field in READ_FIELDS) and "path" not in read
+        assert (summary["reads"], summary["runs"]) == (1, 1)
+        [read] = answer(reference, site, "audit", "d@v1/0.txt")[:-1]
+        assert (read["path"], read["opens"], read["files_opened"], read["files_total"]) == ("0.txt", 1, 1, 1)
+        assert answer(reference, site, "audit", "d@v1/2.txt")[0]["reads"] == 0
+        digest = site.json("ls", "d@v1/0.txt")[0]["digest"]
+        by_content = [
+            answer(reference, site, "audit", f"b3:{digest}"),
+            answer(reference, site, "audit", "--content", "d@v1/0.txt"),
+        ]
+        assert all(records[0]["path"] == "0.txt" for records in by_content)
+        files = answer(reference, site, "audit", "--run", "exp1", "--files")
+        assert all(field in files[0] for field in FILE_FIELDS)
+        assert [(file["ref"], file["path"], file["opens"]) for file in files[:-1]] == [
+            ("d@v1", "0.txt", 1),
+            ("d@v1", "1.txt", 1),
+        ]
+        assert answer(reference, site, "audit", "--run", "exp1")[-1]["record"]["run"] == "exp1"
+        assert not reference.never_seen("runs") | reference.never_seen("audit")
+        answer(reference, site, "umount", mount.path)
+        mount.wait_for_end()
+    assert answer(reference, site, "runs")[0]["ended"]
+    assert not reference.never_seen("umount")
+    answer(reference, site, "mount", str(tmp_path / "mnt"))
+    answer(reference, site, "umount", str(tmp_path / "mnt"))
+    assert not reference.never_seen("mount")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("log", "imagenett"), {"error": "RefNotFound", "exit_code": 3, "near": ["imagenet"], "what": "dataset"}),
+        (("log", "--json", "imagenet", "extra"), {"error": "UsageError", "exit_code": 2}),
+        (("no-such-command",), {"error": "UsageError", "exit_code": 2}),
+        (("ls", "--no-such-option"), {"error": "NoSuchOption", "exit_code": 2}),
+        (("cat", "imagenet@v1/labels.csv"), {"error": "UsageError", "exit_code": 2}),
+        (("commit", "/no/such/folder", "d"), {"error": "SourceUnreadable", "path": "/no/such/folder", "retryable": False}),
+    ],
+)
+def test_errors(reference, library, arguments, error):
+    done = library.vault(*arguments, "--json", status=None)
+    [record] = reference.check("error", done.stdout)
+    assert record["type"] == "error" and {name: record[name] for name in error} == error
+    assert done.returncode == record["exit_code"]
+    assert done.stderr.startswith("vault: "), "people read stderr"
+
+
+def test_an_error_that_comes_before_the_settings_are_known(reference, library, tmp_path):
+    (tmp_path / "vaultfs").mkdir()
+    (tmp_path / "vaultfs/config.toml").write_text("stoer = '/x'")
+    site = library.with_variables(XDG_CONFIG_HOME=str(tmp_path), VAULTFS_STORE="")
+    [record] = reference.check("error", site.vault("ls", "--json", status=2).stdout)
+    assert "stoer" in record["message"]
+
+
+def test_an_error_in_the_middle_of_an_answer_is_its_last_object(reference, site, tmp_path):
+    source = tmp_path / "source"
+    (source / "middle").mkdir(parents=True)
+    for name in ("first", "middle/1", "middle/2"):
+        (source / name).write_text(name)
+    site.vault("commit", str(source), "d")
+    repository = Repository.open(open_store(site.store), site.cache)
+    page = parse_digest(site.json("ls", "d@v1")[1]["digest"])
+    place = repository.index.find(page)
+    pack = tmp_path / "store" / place.key
+    pack.chmod(0o644)
+    with pack.open("r+b") as file:
+        file.seek(place.offset)
+        file.write(bytes(place.length))
+    done = site.vault("ls", "-R", "d@v1", "--json", status=5)
+    first, _, last = reference.check("ls", done.stdout)
+    assert (first["path"], last["error"]) == ("first", "DigestMismatch")

@@ -216,6 +216,14 @@ class SnapshotView:
         file = self.attributes(number).digest
         return self._whole.verified_path(file)
 
+    def has_damaged_map(self) -> bool:
+        """Say whether the map is not as it was written. Reads all of it: ask when something has failed."""
+        try:
+            self._map.check()
+        except FormatError:
+            return True
+        return False
+
     def close(self) -> None:
         """Close files and let go of the map."""
         self._objects.close()
@@ -393,7 +401,12 @@ class SnapshotView:
 
 
 def open_view(
-    repository: Repository, snapshot: Digest, caches: ViewCaches | None = None, waits: Waits | None = None
+    repository: Repository,
+    snapshot: Digest,
+    caches: ViewCaches | None = None,
+    waits: Waits | None = None,
+    *,
+    thorough: bool = False,
 ) -> SnapshotView:
     """Open a snapshot. Builds its map if the store has none. Views of one thread may share caches.
 
@@ -402,10 +415,11 @@ def open_view(
         snapshot: its ID.
         caches: what views keep in memory; its own if None.
         waits: told before and after reads that have to wait for a disk.
+        thorough: check all of its map first, and build it anew if it is damaged.
 
     Raises:
         ObjectMissing: the store does not hold the snapshot.
     """
     objects = repository.object_reader(waits)
-    mapped = open_map(snapshot, repository.store, objects, repository.cache_dir)
+    mapped = open_map(snapshot, repository.store, objects, repository.cache_dir, thorough=thorough)
     return SnapshotView(snapshot, mapped, objects, repository.whole_files, caches)

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 from vault.errors import MountError, VaultError
@@ -22,7 +22,7 @@ from vault_fuse.namespace import Namespace
 from vault_fuse.nodes import Node, NodeKind, NodeTable
 from vault_fuse.shipper import ship
 from vault_fuse.slots import Slot, Slots
-from vault_fuse.statistics import READ_BYTES, Statistics
+from vault_fuse.statistics import ERRORS, READ_BYTES, Statistics
 from vault_fuse.status_files import NAMES, render
 from vault_fuse.wire import MOMENT_S, Op
 
@@ -76,7 +76,7 @@ class Operations:
         self._fuse = fuse
         self._ready = ready
         self._facts = parts.facts
-        self._namespace = Namespace(repository.datasets, NAMES, parts.started_ns)
+        self._namespace = Namespace(repository, NAMES, parts.started_ns)
         self._nodes = NodeTable(parts.state_dir)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, self._nodes, self._owner)
@@ -85,7 +85,7 @@ class Operations:
         self._counters = self._statistics.page(0)
         self._started_ns = parts.started_ns
         self._store_path = parts.facts.store
-        self._found: OrderedDict[str, tuple[Slot, int]] = OrderedDict()  # what lies in versions never moves
+        self._found: OrderedDict[str, tuple[int, int]] = OrderedDict()  # slot and entry: these never move
 
     def __call__(self, operation: str, *arguments: Any) -> Any:
         """Carry out one operation. fusepy calls everything through here."""
@@ -95,10 +95,28 @@ class Operations:
         if work is None:
             raise OSError(errno.ENOSYS, operation)
         try:
-            return work(*arguments)
+            try:
+                return work(*arguments)
+            except VaultError:
+                if not self._heal(str(arguments[0])):
+                    raise
+                return work(*arguments)
         except VaultError as error:
-            logger.error("%s %s: %s", operation, arguments[0] if arguments else "", error)
+            self._counters[ERRORS] += 1
+            logger.error("%s %s: %s", operation, arguments[0], error)
             raise OSError(errno_of(error), str(error)) from error
+        except OSError:
+            raise  # an answer
+        except Exception as error:
+            self._counters[ERRORS] += 1
+            logger.exception("%s %s", operation, arguments[0])
+            raise OSError(errno_of(error), str(error)) from error
+
+    def _heal(self, path: str) -> bool:
+        """Build the map of the version that a path is in anew, if it is damaged."""
+        slash = path.find("/", path.find("@"))
+        node = self._namespace.find(*_split(path[1 : slash if slash > 0 else None]))
+        return node is not None and node.kind == NodeKind.VERSION and self._slots.heal(self._nodes.number(node))
 
     def __getattr__(self, name: str) -> Any:
         """Seem to have what would change something: so libfuse asks, and is refused above, and does not say ENOSYS."""
@@ -132,20 +150,18 @@ class Operations:
         nanoseconds = self._namespace.changed_ns(node.path) if node.kind == NodeKind.FOLDER else self._started_ns
         return self._status(_NODE_MODES[node.kind], size, nanoseconds)
 
-    def readdir(self, path: str, _handle: int) -> Iterator[str]:
-        """Yield the names in a folder."""
+    def readdir(self, path: str, _handle: int) -> list[str]:
+        """Return the names in a folder: all at once, for an error in a generator would be none of ours."""
         self._counters[Op.READDIR] += 1
-        yield from (".", "..")
         inside = self._inside(path)
         if inside is None:
             node = self._node(path)
             if node.kind != NodeKind.VERSION:
-                yield from (os.fsencode(name).decode(_ENCODING) for name in sorted(self._namespace.names(node.path)))
-                return
+                shown = sorted(self._namespace.names(node.path))
+                return [".", "..", *(os.fsencode(name).decode(_ENCODING) for name in shown)]
             inside = self._root_of(node)
         slot, number = inside
-        for _, entry in slot.view.children(number):
-            yield entry.name.decode(_ENCODING)
+        return [".", "..", *(entry.name.decode(_ENCODING) for _, entry in slot.view.children(number))]
 
     def readlink(self, path: str) -> str:
         """Return what a symlink points to."""
@@ -203,7 +219,7 @@ class Operations:
         found = self._found.get(path)
         if found is not None:
             self._found.move_to_end(path)
-            return found
+            return self._slots.get(found[0]), found[1]
         at = path.find("@")
         slash = path.find("/", at)
         if at < 0 or slash < 0:
@@ -220,7 +236,7 @@ class Operations:
                 too_long = len(name) > NAME_LENGTH_MAX
                 raise OSError(errno.ENAMETOOLONG if too_long else errno.ENOENT, path)
             number = child
-        self._found[path] = (slot, number)
+        self._found[path] = (slot.key, number)
         if len(self._found) > _PATHS_MAX:
             self._found.popitem(last=False)
         return slot, number

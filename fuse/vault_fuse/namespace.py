@@ -16,9 +16,11 @@ from typing import Final
 from zlib import crc32
 
 from vault.clock import monotonic_s
-from vault.errors import RefError, StoreError, VaultError
+from vault.errors import KeyNotFound, RefError, StoreError, StoreUnavailable, VaultError
+from vault.format.layout import CONFIG_KEY
 from vault.ids import LATEST, parse_ref
-from vault.repo.datasets import Dataset, Datasets, Version
+from vault.repo.datasets import Dataset, Version
+from vault.repo.repository import Repository
 from vault_fuse.nodes import Node, NodeKind
 from vault_fuse.wire import MOMENT_S
 
@@ -30,8 +32,9 @@ STATUS_FOLDER: Final = ".vault"
 class Namespace:
     """The mount's own folders as they were a moment ago."""
 
-    def __init__(self, datasets: Datasets, status_names: tuple[str, ...], started_ns: int) -> None:
-        self._datasets = datasets
+    def __init__(self, repository: Repository, status_names: tuple[str, ...], started_ns: int) -> None:
+        self._datasets = repository.datasets
+        self._store = repository.store
         self._started_ns = started_ns  # of the mount, the same in all workers
         self._status_names = status_names
         self._folders: dict[str, dict[str, Node]] = {}
@@ -106,7 +109,10 @@ class Namespace:
             STATUS_FOLDER: status,
         }
         versions: dict[str, tuple[str, Version]] = {}
-        for name in self._datasets.names():
+        names = self._datasets.names()
+        if not names:
+            self._check_store()
+        for name in names:
             try:
                 dataset = self._datasets.load(name)
             except StoreError:
@@ -116,11 +122,18 @@ class Namespace:
                 continue
             _add_dataset(folders, versions, dataset)
         # All workers must come to the same time: so it is made of what the journals say, and of the names.
-        for folder, names in folders.items():
-            times = [versions[shown.path][1].time_ns for shown in names.values() if shown.path in versions]
+        for folder, nodes in folders.items():
+            times = [versions[shown.path][1].time_ns for shown in nodes.values() if shown.path in versions]
             second = max(times, default=self._started_ns) // 10**9
-            self._changed_ns[folder] = second * 10**9 + crc32("/".join(sorted(names)).encode()) % 10**9
+            self._changed_ns[folder] = second * 10**9 + crc32("/".join(sorted(nodes)).encode()) % 10**9
         self._folders, self._versions = folders, versions
+
+    def _check_store(self) -> None:
+        """Raise StoreUnavailable if the store is gone: a folder that is not there lists as an empty one."""
+        try:
+            self._store.size(CONFIG_KEY)
+        except KeyNotFound as error:
+            raise StoreUnavailable(self._store.url, f"{CONFIG_KEY} is not there") from error
 
 
 def _add_dataset(folders: dict[str, dict[str, Node]], versions: dict[str, tuple[str, Version]], dataset: Dataset) -> None:

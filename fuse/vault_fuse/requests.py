@@ -109,7 +109,7 @@ class Requests:
     ) -> None:
         self._device = device
         self._nodes = nodes
-        self._namespace = Namespace(repository.datasets, NAMES, started_ns)
+        self._namespace = Namespace(repository, NAMES, started_ns)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, nodes, self._owner, waits)
         self._recorder = recorder
@@ -135,6 +135,10 @@ class Requests:
 
     def _reply(self, unique: int, body: bytes) -> None:
         os.write(self._device, OUT_HEADER.pack(16 + len(body), 0, unique) + body)
+
+    def heal(self, nodeid: int) -> bool:
+        """Mend what has made a request fail, if that is possible. Returns whether another try may help."""
+        return bool(nodeid >> SLOT_SHIFT) and self._slots.heal(nodeid >> SLOT_SHIFT)
 
     # Names and attributes.
 

@@ -6,6 +6,7 @@ from typing import Final
 
 from vault.errors import RefNotFound
 from vault.format.tree import Kind
+from vault.ids import Digest
 from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
 from vault.view import SnapshotView, ViewCaches, open_view
@@ -24,7 +25,7 @@ _MODES: Final = (0, 0o100444, 0o100555, 0o040555, 0o120777)  # by Kind
 class Slot:
     """One version, open. Its attributes never change."""
 
-    __slots__ = ("_tail", "_times", "base", "key", "ref", "time_ns", "view")
+    __slots__ = ("_tail", "_times", "base", "is_checked", "key", "ref", "time_ns", "view")
 
     def __init__(self, number: int, ref: str, view: SnapshotView, time_ns: int, owner: tuple[int, int]) -> None:
         self.key = number
@@ -32,6 +33,7 @@ class Slot:
         self.ref = ref
         self.view = view
         self.time_ns = time_ns
+        self.is_checked = False  # its map is known to be good, or was looked at in vain
         seconds, nanoseconds = divmod(time_ns, 10**9)
         self._times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)
         self._tail = (*owner, 0, _BLOCK, 0)
@@ -93,18 +95,38 @@ class Slots:
         if node is None or found is None:
             raise RefNotFound(node.path if node else str(number), "version")
         _, version = found
-        if self._waits is not None:
-            self._waits.begin_waiting()
-        try:
-            view = open_view(self._repository, version.snapshot, self._caches, self._waits)
-        finally:
-            if self._waits is not None:
-                self._waits.end_waiting()
+        view = self._open_view(version.snapshot, thorough=False)
         slot = Slot(number, node.path, view, version.time_ns, self._owner)
         self._open[number] = slot
         if len(self._open) > OPEN_MAX:
             self._open.popitem(last=False)[1].view.close()
         return slot
+
+    def heal(self, number: int) -> bool:
+        """Build the map of a version anew if that is why something has failed. Returns whether another try may help.
+
+        Raises:
+            StoreError, IntegrityError: it cannot be built.
+        """
+        slot = self._open.get(number)
+        if slot is None or slot.is_checked:
+            return False
+        slot.is_checked = True
+        if not slot.view.has_damaged_map():
+            return False
+        logger.error("the map of %s is damaged and built anew; 'vault verify' tells more", slot.ref)
+        damaged, slot.view = slot.view, self._open_view(slot.view.snapshot, thorough=True)
+        damaged.close()
+        return True
+
+    def _open_view(self, snapshot: Digest, *, thorough: bool) -> SnapshotView:
+        if self._waits is not None:
+            self._waits.begin_waiting()
+        try:
+            return open_view(self._repository, snapshot, self._caches, self._waits, thorough=thorough)
+        finally:
+            if self._waits is not None:
+                self._waits.end_waiting()
 
 
 def directory_entry(nodeid: int, time_ns: int, owner: tuple[int, int]) -> bytes:

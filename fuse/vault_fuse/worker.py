@@ -106,7 +106,7 @@ def serve(device: int, requests: Requests, statistics: Statistics, worker: int, 
         except Failure as failure:
             _send(device, encode_error(unique, failure.number))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong is one failed request, and a line in the log
-            _fail(device, opcode, unique, nodeid, error, counters)
+            _recover(device, requests, view, error, counters)
         counters[DONE] = unique
         until_housekeeping -= 1
         if not until_housekeeping:
@@ -153,7 +153,7 @@ def _finish(device: int, requests: Requests, inbox: memoryview, counters: memory
     except Failure as failure:
         _send(device, encode_error(unique, failure.number))
     except Exception as error:  # noqa: BLE001 - as above
-        _fail(device, opcode, unique, nodeid, error, counters)
+        _recover(device, requests, inbox, error, counters)
     requests.is_repeated = False
     counters[DONE] = unique
 
@@ -163,6 +163,21 @@ def _send_later(device: int, counters: memoryview) -> None:
     for waiting in range(counters[LATER], 0, -1):
         _send(device, encode_error(counters[LATER + waiting], 0))
         counters[LATER] = waiting - 1
+
+
+def _recover(device: int, requests: Requests, inbox: memoryview, error: Exception, counters: memoryview) -> None:
+    """Try a request once more if what made it fail can be mended; else fail it."""
+    _, opcode, unique, nodeid, *_ = IN_HEADER.unpack_from(inbox)
+    try:
+        if isinstance(error, VaultError) and opcode != Op.RELEASE and requests.heal(nodeid):
+            _answer_again(device, requests, inbox)
+            return
+    except Failure as failure:
+        _send(device, encode_error(unique, failure.number))
+        return
+    except Exception as again:  # noqa: BLE001 - as above
+        error = again
+    _fail(device, opcode, unique, nodeid, error, counters)
 
 
 def _fail(device: int, opcode: int, unique: int, nodeid: int, error: Exception, counters: memoryview) -> None:

@@ -236,6 +236,10 @@ class SnapshotMap:
         at = self._packs_at + pack_row * DIGEST_SIZE
         return Digest(bytes(self._view[at : at + DIGEST_SIZE]))
 
+    def check(self) -> None:
+        """Raise FormatError if any location is not as it was written: reads all of the map."""
+        check_locations(self._view)
+
     def release(self) -> None:
         """Let go of the memory, so that an mmap below can be closed."""
         for column in (self._first_child, self._own_entry, self._first_page):

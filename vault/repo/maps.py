@@ -109,15 +109,25 @@ def store_map(snapshot: Digest, store: Store, objects: ObjectReader) -> None:
             stage.publish(map_key(snapshot))
 
 
-def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_dir: str) -> SnapshotMap:
-    """Return the map of a snapshot, mapped into memory: from the store, the cache, or built now."""
+def open_map(
+    snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_dir: str, *, thorough: bool = False
+) -> SnapshotMap:
+    """Return the map of a snapshot, mapped into memory: from the store, the cache, or built now.
+
+    Args:
+        snapshot: whose.
+        store: the store.
+        objects: where trees come from, if it has to be built.
+        cache_dir: where it is kept then.
+        thorough: take none whose locations are damaged; without it that shows when they are used.
+    """
     if isinstance(store, LocalFiles):
         with suppress(KeyNotFound):  # over a symbolic link
-            candidate = _try_open(store.path(map_key(snapshot)), snapshot)
+            candidate = _try_open(store.path(map_key(snapshot)), snapshot, thorough)
             if candidate is not None:
                 return candidate
     cached = os.path.join(cache_dir, "maps", f"{snapshot.hex()}.map")
-    candidate = _try_open(cached, snapshot)
+    candidate = _try_open(cached, snapshot, thorough)
     if candidate is not None:
         return candidate
     if not isinstance(store, LocalFiles):
@@ -125,11 +135,11 @@ def open_map(snapshot: Digest, store: ByteReader, objects: ObjectReader, cache_d
             _install(cached, [store.get(map_key(snapshot))])
         except KeyNotFound:
             logger.info("snapshot %s has no map in the store: building it", snapshot.hex()[:12])
-        candidate = _try_open(cached, snapshot)
+        candidate = _try_open(cached, snapshot, thorough)
         if candidate is not None:
             return candidate
     _install(cached, build_map(snapshot, objects))
-    built = _try_open(cached, snapshot)
+    built = _try_open(cached, snapshot, thorough)
     if built is None:
         raise FormatError("map", f"{cached} cannot be read back")
     return built
@@ -146,9 +156,12 @@ def load_map(store: ByteReader, snapshot: Digest) -> memoryview:
         raise read_error(error, key, key) from error
 
 
-def _try_open(path: str, snapshot: Digest) -> SnapshotMap | None:
+def _try_open(path: str, snapshot: Digest, thorough: bool) -> SnapshotMap | None:
     try:
-        return SnapshotMap(_map_file(path), snapshot)
+        mapped = SnapshotMap(_map_file(path), snapshot)
+        if thorough:
+            mapped.check()
+        return mapped
     except FileNotFoundError:
         return None
     except (FormatError, OSError) as error:

@@ -175,8 +175,12 @@ class Output:
         """Print a line, never into a bar: it is taken away and drawn again by what comes next."""
         if self._bar is not None:
             self._bar.close()
-        with _named("standard output" if file is None else "standard error"):
-            print(text, file=file)
+        if file is None:
+            with _named("standard output"):
+                print(text)
+        else:
+            with contextlib.suppress(OSError):  # nobody is there to be told that nobody is there to be told
+                print(text, file=file, flush=True)
 
 
 def name_text(name: bytes) -> str:

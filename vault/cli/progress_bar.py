@@ -42,7 +42,7 @@ class ProgressBar:
             description=phase,
             completed=size_bytes,
             total=max(size_bytes_total, size_bytes) if size_bytes_total else None,
-            files=f"{files:,} of {files_total:,} files" if files_total else f"{files:,} files",
+            files=f"{files:,} of {max(files_total, files):,} files" if files_total else f"{files:,} files",
         )
         if is_new:
             self._progress.start()

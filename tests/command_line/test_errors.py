@@ -176,7 +176,7 @@ class TestNobody:
             os.chmod(folder, 0o755)
         for above in (os.path.dirname(os.path.dirname(library.store)),):
             os.chmod(above, os.stat(above).st_mode | 0o011)
-        return Site(library.store, str(cache), NOBODY, {"HOME": "/nonexistent"})
+        return Site(library.store, str(cache), wrap=NOBODY, variables={"HOME": "/nonexistent"})
 
     def test_may_read_what_others_let_him(self, nobody):
         assert "labels.csv" in nobody.vault("ls", "imagenet@v2").stdout

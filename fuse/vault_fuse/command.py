@@ -119,7 +119,11 @@ def umount(session: Session, path: str, lazy: bool) -> None:
 
     Refuses while something below DIR is in use, and says by whom.
     """
-    path = os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path.rstrip("/")))
+    named = os.path.abspath(path)
+    # The last part may be a dead mount, which must not be touched, or a symlink to a mount.
+    path = os.path.join(os.path.realpath(os.path.dirname(named)), os.path.basename(named))
+    if fuse_device.find_mount(path) is None and os.path.islink(path):
+        path = os.path.realpath(path)
     entry = fuse_device.find_mount(path)
     if entry is None or entry.fs_type != fuse_device.FS_TYPE:
         raise MountError(path, "no vault is mounted here" + _mounted_elsewhere())

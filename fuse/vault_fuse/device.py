@@ -73,7 +73,7 @@ def _mount_directly(path: str, source: str) -> int:
         f"allow_other,default_permissions,max_read={MAX_READ}"
     )
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
-    if _libc.mount(source.encode(), os.fsencode(path), FS_TYPE.encode(), flags, options.encode()):
+    if _libc.mount(os.fsencode(source), os.fsencode(path), FS_TYPE.encode(), flags, options.encode()):
         number = ctypes.get_errno()
         os.close(descriptor)
         raise MountError(path, f"mount failed: {os.strerror(number)}")
@@ -97,7 +97,8 @@ def _mount_by_helper(path: str, source: str, *, allow_other: bool) -> int:
         raise MountError(path, "you are not root and fusermount3 is not installed: install the package fuse3")
     if not os.path.exists(DEVICE):
         _open_device()
-    options = ["ro", "nosuid", "nodev", f"fsname={source}", "subtype=vault", "default_permissions", f"max_read={MAX_READ}"]
+    name = escape_option(source)
+    options = ["ro", "nosuid", "nodev", f"fsname={name}", "subtype=vault", "default_permissions", f"max_read={MAX_READ}"]
     if allow_other:
         options.append("allow_other")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -122,6 +123,11 @@ def _mount_by_helper(path: str, source: str, *, allow_other: bool) -> int:
             os.set_inheritable(descriptors[0], False)
             return descriptors[0]
     raise MountError(path, f"{helper} gave no descriptor")
+
+
+def escape_option(text: str) -> str:
+    """Return a text as libfuse and its helpers want it in a list of options."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def unmount(path: str, *, lazy: bool) -> None:

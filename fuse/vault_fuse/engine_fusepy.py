@@ -16,6 +16,7 @@ from typing import Any, Final
 from vault.errors import MountError, VaultError
 from vault.format.tree import NAME_LENGTH_MAX, Entry, Kind
 from vault.repo.spool import Spool
+from vault_fuse import device as fuse_device
 from vault_fuse.errnos import errno_of
 from vault_fuse.mounting import MountParts
 from vault_fuse.namespace import Namespace
@@ -45,7 +46,7 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     fuse = _import_fusepy()
     shipper = _start_shipper(parts, parts.spool) if parts.spool is not None else 0
     options: dict[str, Any] = {
-        "fsname": parts.facts.store,
+        "fsname": _text(fuse_device.escape_option(parts.facts.store)),
         "subtype": "vault",
         "ro": True,
         "default_permissions": True,
@@ -58,7 +59,7 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
         options["allow_other"] = True
     try:
         operations = Operations(parts, fuse, ready)
-        fuse.FUSE(operations, path, foreground=True, nothreads=True, raw_fi=True, encoding=_ENCODING, **options)
+        fuse.FUSE(operations, _text(path), foreground=True, nothreads=True, raw_fi=True, encoding=_ENCODING, **options)
     except RuntimeError as error:
         raise MountError(path, f"libfuse cannot mount here (error {error}); its words are above or in the log") from error
     finally:
@@ -268,6 +269,11 @@ class Operations:
 _WRITING: Final = frozenset(
     "chmod chown create link mkdir mknod removexattr rename rmdir setxattr symlink truncate unlink utimens write".split()
 )
+
+
+def _text(path: str) -> str:
+    """Return a path of the system's as the text that fusepy turns into the same bytes."""
+    return os.fsencode(path).decode(_ENCODING)
 
 
 def _split(path: str) -> tuple[str, str]:

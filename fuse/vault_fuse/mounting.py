@@ -114,7 +114,7 @@ def check_mountpoint(path: str) -> str:
     Raises:
         MountError: it is no folder, not empty, or mounted on.
     """
-    path = os.path.abspath(path)
+    path = os.path.realpath(path)
     entry = fuse_device.find_mount(path)
     if entry is not None and fuse_device.is_dead(path):
         logger.warning("%s is a dead mount of a process that is gone; it is replaced", path)
@@ -132,7 +132,7 @@ def check_mountpoint(path: str) -> str:
         raise MountError(path, error.strerror or str(error)) from error
     if names:
         raise MountError(path, f"is not empty (it holds {names[0]!r}): mount on an empty folder")
-    return os.path.realpath(path)
+    return path
 
 
 def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -153,7 +153,8 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
     spool = None
     if options.record:
         spool_root = os.path.join(repository.cache_dir, "spool")
-        spool = create_spool(spool_root, store_id=repository.config.store, mountpoint=path)
+        shown = os.fsencode(path).decode(errors="backslashreplace")  # as text, for the record
+        spool = create_spool(spool_root, store_id=repository.config.store, mountpoint=shown)
     facts = MountFacts(repository.store.url, options.engine, os.getpid())
     parts = MountParts(open_store, cache_root, repository.config, options, facts, state_dir, spool, now_ns())
     try:

@@ -1,6 +1,7 @@
 """The small files below `.vault/`: what a mount is and how it fares, for people and programs without our command."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -34,7 +35,7 @@ def render(name: str, facts: MountFacts, namespace: Namespace, statistics: Stati
         "store": facts.store,
         "version": version("vaultfs"),
     }
-    return texts[name].encode() + b"\n"
+    return os.fsencode(texts[name]) + b"\n"  # the store's path need not be UTF-8
 
 
 def _statistics_text(counts: Mapping[str, int]) -> str:

@@ -22,7 +22,6 @@ from typing import Any, Final, TypeVar
 
 from vault.repo.liveness import is_alive, start_ticks
 
-COMMAND: Final = (sys.executable, "-m", "vault")
 COMMAND_TIMEOUT_S: Final = 60.0
 WAIT_S: Final = 30.0
 _POLL_S: Final = 0.01
@@ -48,8 +47,9 @@ class Site:
 
     store: str
     cache: str
-    wrap: tuple[str, ...] = ()  # what each command is run by: ("unshare", "-m"), ("setpriv", …)
+    wrap: tuple[str, ...] = ()  # what each command is run by: ("setpriv", "--reuid=nobody", …)
     variables: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
 
     @classmethod
     def make(cls, folder: str) -> "Site":
@@ -62,10 +62,6 @@ class Site:
         """Return the same site with more environment variables for its commands."""
         return replace(self, variables={**self.variables, **variables})
 
-    def wrapped(self, *command: str) -> "Site":
-        """Return the same site with its commands run by another command."""
-        return replace(self, wrap=command)
-
     def environment(self) -> dict[str, str]:
         """Return the variables of a command: nothing of ours but what this site says."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("VAULTFS_")}
@@ -73,7 +69,7 @@ class Site:
 
     def command(self, *arguments: str) -> list[str]:
         """Return the command line of a command of vault."""
-        return [*self.wrap, *COMMAND, *arguments]
+        return [*self.wrap, self.python, "-m", "vault", *arguments]
 
     def vault(
         self, *arguments: str, status: int | None = 0, timeout_s: float = COMMAND_TIMEOUT_S

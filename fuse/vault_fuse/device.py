@@ -80,13 +80,18 @@ def _mount_directly(path: str, source: str) -> int:
     return descriptor
 
 
-def _open_device() -> int:
-    try:
-        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+def check_device() -> None:
+    """Raise MountError if there is no FUSE device, saying what to do about it."""
+    if not os.path.exists(DEVICE):
         raise MountError(
             DEVICE, "does not exist: load the module (modprobe fuse); in a container, start it with --device /dev/fuse"
-        ) from None
+        )
+
+
+def _open_device() -> int:
+    check_device()
+    try:
+        return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise MountError(DEVICE, f"{error.strerror}: its mode must let you read and write it (usually 0666)") from None
 
@@ -95,8 +100,7 @@ def _mount_by_helper(path: str, source: str, *, allow_other: bool) -> int:
     helper = shutil.which("fusermount3") or shutil.which("fusermount")
     if helper is None:
         raise MountError(path, "you are not root and fusermount3 is not installed: install the package fuse3")
-    if not os.path.exists(DEVICE):
-        _open_device()
+    os.close(_open_device())  # the helper opens it with our rights, and says less
     name = escape_option(source)
     options = ["ro", "nosuid", "nodev", f"fsname={name}", "subtype=vault", "default_permissions", f"max_read={MAX_READ}"]
     if allow_other:
@@ -148,12 +152,9 @@ def unmount(path: str, *, lazy: bool) -> None:
         raise OSError(errno.EBUSY if busy else errno.EPERM, done.stderr.strip() or "fusermount failed", path)
 
 
-def another(descriptor: int) -> int:
-    """Return another descriptor of the same mount, if possible with a queue of its own for what is being answered."""
-    try:
-        cloned = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:  # fusermount3 may open the device, but we may not: workers share its queue
-        return os.dup(descriptor)
+def clone(descriptor: int) -> int:
+    """Return another descriptor of the same mount, with a queue of its own for what is being answered."""
+    cloned = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(cloned, _CLONE, struct.pack("<I", descriptor))
     except OSError:

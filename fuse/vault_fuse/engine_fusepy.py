@@ -9,6 +9,7 @@ import errno
 import logging
 import os
 import signal
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
@@ -44,6 +45,8 @@ _NODE_MODES: Final = {
 def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     """Mount on path and serve until the mount is taken away. See `vault_fuse.mounting.run_mount`."""
     fuse = _import_fusepy()
+    if sys.platform == "linux":
+        fuse_device.check_device()  # libfuse says less
     shipper = _start_shipper(parts, parts.spool) if parts.spool is not None else 0
     options: dict[str, Any] = {
         "fsname": _text(fuse_device.escape_option(parts.facts.store)),

@@ -105,7 +105,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # ends the sleep below
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        self._devices = [self.device, *(fuse_device.another(self.device) for _ in range(self.workers - 1))]
+        self._devices = [self.device, *(fuse_device.clone(self.device) for _ in range(self.workers - 1))]
         for worker in range(self.workers):
             self._start_worker(worker)
         self._start_shipper()

@@ -98,8 +98,6 @@ def test_the_foreground_ends_with_a_signal_and_unmounts(stored, place, engine, n
         assert process.wait(timeout=20) == 0
         assert not is_mounted(place)
         mount.wait_for_end()
-    (run_of_us,) = [run for run in stored.runs().values() if run["inputs"] and run["details"] is not None][:1]
-    assert run_of_us
 
 
 def test_the_background_ends_with_a_signal_and_unmounts(stored, place, engine):
@@ -133,12 +131,9 @@ def test_the_log_says_what_happens_in_the_background(stored, place, engine, tmp_
         assert os.path.exists(mount.log)
 
 
-@pytest.mark.parametrize("chosen", ["direct", "fusepy"])
-def test_the_environment_chooses_the_engine(stored, place, engine, chosen):
-    if chosen != engine:
-        pytest.skip("the other engine's turn")
-    summary = stored.with_variables(VAULTFS_ENGINE=chosen).json("mount", place)[-1]
-    assert summary["engine"] == chosen
+def test_the_environment_chooses_the_engine(stored, place, engine):
+    summary = stored.with_variables(VAULTFS_ENGINE=engine).json("mount", place)[-1]
+    assert summary["engine"] == engine
     stored.vault("umount", place)
 
 

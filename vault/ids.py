@@ -113,7 +113,14 @@ def parse_ref(text: str) -> Ref:
     if name.startswith(("/", ".")) and at:
         meant = text[len(name) - len(name.rpartition("/")[2]) :]
         raise InvalidRef(text, f"a ref begins with the dataset's name, not with a folder; did you mean {meant}?")
-    check_name(name)
+    try:
+        check_name(name)
+    except InvalidRef as error:
+        dataset, slash, path = name.partition("/")
+        if at or not slash or not _SEGMENT.match(dataset):
+            raise
+        meant = f"{dataset}@{LATEST}/{path}"
+        raise InvalidRef(text, f"{error.reason}; a path comes after '@' and a version: did you mean {meant}?") from None
     if not at:
         return Ref(name, LATEST)
     selector, _, path_text = rest.partition("/")

@@ -209,6 +209,15 @@ class TestMounts:
             assert self.of(mount, found)[0] == "ok" and self.of(mount, found)[1].endswith(": ok")
             assert found["records"] == [("ok", f"the mount on {mount.path} records; nothing waits", "")]
 
+    def test_records_that_are_damaged(self, filled, tmp_path):
+        with mounted(filled, str(tmp_path / "mnt"), engine="direct") as mount:
+            [tables] = Path(filled.cache).glob("*/spool/*/tables")
+            damaged = tables / "run~1.unreadable"
+            damaged.write_bytes(b"")
+            text, _ = only(checks(filled, status=1)["records"], "problem")
+            assert text.startswith(f"1 tables of reads of the mount on {mount.path} are damaged")
+            damaged.unlink()
+
     def test_one_that_hangs_stops_nobody(self, filled, tmp_path):
         with mounted(filled, str(tmp_path / "mnt"), engine="direct") as mount:
             stopped = [mount.pid, *mount.processes()]

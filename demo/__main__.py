@@ -90,8 +90,8 @@ class Story:
         shown = [os.path.relpath(word, os.path.dirname(HERE)) if word.startswith(HERE) else word for word in command]
         print(f"$ {shlex.join(shown)}", flush=True)
         done = subprocess.run(
-            command, cwd=self.place, env=self.environment, stdout=subprocess.PIPE, text=True, check=False,
-            start_new_session=own_session,
+            command, cwd=self.place, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            check=False, start_new_session=own_session,
         )  # fmt: skip
         print(done.stdout, end="", flush=True)
         if done.returncode:

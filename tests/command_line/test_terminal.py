@@ -219,6 +219,11 @@ def test_streams_that_cannot_be_written(library, words, status, err):
     assert (done.returncode, done.stderr) == (status, err)
 
 
+def test_answer_and_talk_come_in_the_order_in_which_they_were_said(library):
+    done = redirected(library, "vault diff imagenet@v1 imagenet@v2 2>&1")
+    assert done.stdout.splitlines()[-1].startswith("1 added, 1 removed, 1 changed")
+
+
 # Long things.
 
 

@@ -175,12 +175,13 @@ class Output:
         """Print a line, never into a bar: it is taken away and drawn again by what comes next."""
         if self._bar is not None:
             self._bar.close()
-        if file is None:
-            with _named("standard output"):
+        with _named("standard output"):
+            if file is None:
                 print(text)
-        else:
-            with contextlib.suppress(OSError):  # nobody is there to be told that nobody is there to be told
-                print(text, file=file, flush=True)
+                return
+            sys.stdout.flush()  # who gets both reads them in the order in which they were said
+        with contextlib.suppress(OSError):  # nobody is there to be told that nobody is there to be told
+            print(text, file=file, flush=True)
 
 
 def name_text(name: bytes) -> str:

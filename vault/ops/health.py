@@ -33,7 +33,7 @@ _CLOCK_SLACK_S: Final = 300
 _INDEXES_TRIED_MAX: Final = 100
 _CACHE_FILES_MAX: Final = 200_000
 _OTHER_CACHE: Final = "set VAULTFS_CACHE_DIR to a folder of yours"
-_REMOTE_TYPES: Final = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "fuse", "virtiofs", "afs")
+_REMOTE_TYPES: Final = ("nfs", "cifs", "smb", "9p", "lustre", "gpfs", "beegfs", "ceph", "fuse.", "afs")
 
 
 class Status(StrEnum):

@@ -45,7 +45,7 @@ class Restic:
 
     def mount(self, place: str, tree: str, number: int, point: str) -> Mount:
         start = self._command(place, "mount", point)
-        return Mount(start, f"{point}/snapshots/latest{os.path.realpath(tree)}", ("fusermount", "-u", point))
+        return Mount(start, f"{point}/snapshots/latest", ("fusermount", "-u", point))
 
     def _command(self, place: str, *arguments: str, cwd: str | None = None) -> Command:
         env = {"RESTIC_PASSWORD": "bench", "RESTIC_CACHE_DIR": f"{place}/cache"}

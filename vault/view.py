@@ -137,14 +137,21 @@ class SnapshotView:
     def columns(self, directory: int, start: int, count: int) -> Columns:
         """Return some of a directory's children from child index start on, at most count, as columns.
 
-        If it has none there are no more; else the next call goes on behind these. A directory's size is that of the files
-        below it.
+        If it has none there are no more; else the next call goes on behind these.
         """
         loaded = self._directory(self._row(directory))
         if start >= loaded.count:
-            return Columns(0, b"", b"", [], 0, [])
-        page = bisect_right(loaded.starts, start) - 1
-        return self._leaf(loaded, page).columns(start - loaded.starts[page], count)
+            return Columns(0, b"", b"", [], 0)
+        leaf, start = self._leaf_with(loaded, start)
+        return leaf.columns(start, count)
+
+    def sizes(self, directory: int, start: int, count: int) -> list[int]:
+        """Return the sizes of the children that `columns` returns. A directory's is that of all files below it."""
+        loaded = self._directory(self._row(directory))
+        if start >= loaded.count:
+            return []
+        leaf, start = self._leaf_with(loaded, start)
+        return leaf.sizes(start, count)
 
     def first_child(self, directory: int) -> int:
         """Return the number of a directory's first child; the others follow. Of an empty one it means nothing."""
@@ -296,6 +303,11 @@ class SnapshotView:
             leaf = loaded
             self._leaves.put(self._key | page_row, leaf, _PAGE_COST * len(data) + 256)
         return leaf
+
+    def _leaf_with(self, directory: _Directory, index: int) -> tuple[LeafPage, int]:
+        """Return the leaf that has a child index below the directory's count, and which of its rows that is."""
+        page = bisect_right(directory.starts, index) - 1
+        return self._leaf(directory, page), index - directory.starts[page]
 
     def _child(self, directory: _Directory, index: int) -> Entry:
         if not 0 <= index < directory.count:

@@ -1,7 +1,6 @@
 """Directory listings as the kernel reads them. Positions: 0 is ".", 1 is "..", 2 + i is child i; they never move. Pure."""
 
 import struct
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterable
 from itertools import accumulate, count
@@ -21,7 +20,11 @@ FIRST_CHILDREN_MAX: Final = 16
 # The entry of a name: 24 bytes and the name, padded to 8; by length of the name.
 _WIDTHS: Final = tuple(24 + length + -length % 8 for length in range(256))
 _PACKERS: Final = tuple(struct.Struct(f"<QQII{width - 24}s").pack for width in _WIDTHS)
+_NODEID_AT, _POSITION_AT, _TYPE_AT, _NAME_AT = 0, 8, 20, 24
 _DIRENT_SIZE_MIN: Final = 32
+_WRAP: Final = 1 << 16
+_LOW_BYTES: Final = bytes(range(256)) * 256  # of 0 to _WRAP
+_HIGH_BYTES: Final = b"".join(bytes((byte,)) * 256 for byte in range(256))
 
 
 def encode_dirent(nodeid: int, position: int, name: bytes, kind: int) -> bytes:
@@ -62,21 +65,23 @@ def list_names(slot: Slot, number: int, position: int, size: int) -> bytes:
 
 
 def _encode_uniform(columns: Columns, names: bytes, nodeid: int, position: int, size: int) -> bytes:
-    """Encode entries whose names have one length: byte by byte of the record, for all entries at once."""
+    """Encode entries whose names have one length: copies of the first, then each byte that differs for all at once."""
     length = columns.width
     width = _WIDTHS[length]
-    fitting = min(columns.rows, size // width)
-    out = bytearray(width * fitting)
-    nodeids = array("Q", range(nodeid, nodeid + fitting)).tobytes()
-    positions = array("Q", range(position, position + fitting)).tobytes()
-    for byte in range(8):
-        out[byte::width] = nodeids[byte::8]
-        out[8 + byte :: width] = positions[byte::8]
-    out[16::width] = bytes([length]) * fitting
-    out[20::width] = columns.kinds[:fitting].translate(_TYPE_OF_KIND)
-    names = names[: fitting * length]
+    # Rows whose numbers differ in their two lowest bytes alone: the next call goes on behind them.
+    rows = min(columns.rows, size // width, _WRAP - nodeid % _WRAP, _WRAP - position % _WRAP)
+    if not rows:
+        return b""
+    types = columns.kinds[:rows].translate(_TYPE_OF_KIND)
+    out = bytearray(encode_dirent(nodeid, position, names[:length], types[0]) * rows)
+    for at, first in ((_NODEID_AT, nodeid % _WRAP), (_POSITION_AT, position % _WRAP)):
+        out[at::width] = _LOW_BYTES[first : first + rows]
+        out[at + 1 :: width] = _HIGH_BYTES[first : first + rows]
+    if types.count(types[0]) != rows:
+        out[_TYPE_AT::width] = types
+    names = names[: rows * length]
     for byte in range(length):
-        out[24 + byte :: width] = names[byte::length]
+        out[_NAME_AT + byte :: width] = names[byte::length]
     return bytes(out)
 
 
@@ -90,11 +95,11 @@ def list_children(slot: Slot, number: int, position: int, size: int) -> bytes:
     start = max(position - 2, 0)
     most = (size - len(head)) // (len(NO_ENTRY) + _DIRENT_SIZE_MIN) if position else FIRST_CHILDREN_MAX
     columns = slot.view.columns(number, start, most)
+    sizes = slot.view.sizes(number, start, columns.rows)
     parts = [head]
     left = size - len(head)
     nodeid = slot.base | (slot.view.first_child(number) + start)
-    rows = zip(columns.name_list(), columns.lengths, columns.kinds, columns.sizes, strict=True)
-    for name, length, kind, file_size in rows:
+    for name, length, kind, file_size in zip(columns.name_list(), columns.lengths, columns.kinds, sizes, strict=True):
         left -= len(NO_ENTRY) + _WIDTHS[length]
         if left < 0:
             break

@@ -9,6 +9,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import IntEnum
+from functools import lru_cache
 from itertools import pairwise
 from operator import add
 from typing import Final, NamedTuple
@@ -42,7 +43,7 @@ _HEADER = struct.Struct("<4sBBHII")  # magic version type zero count heap_length
 _LEAF_ROW = struct.Struct("<IBBHQQQ32s")  # heap_offset name_length kind target_length size files directories digest
 _INDEX_ROW = struct.Struct("<IBBHQQQ32sII")  # heap_offset name_length 0 0 size files directories digest entries 0
 _NAME_AT = struct.Struct("<IB")
-_LISTING_ROW = struct.Struct("<IBB2xQ48x")  # what a listing needs of a leaf row: heap_offset name_length kind size
+_SIZE_CELL: Final = 1  # of the 8-byte cells of a leaf row, the one that holds its size
 
 
 class Kind(IntEnum):
@@ -55,7 +56,9 @@ class Kind(IntEnum):
 
 
 _DOTS: Final = (b".", b"..")
+_DOTS_LENGTH_MAX: Final = 2
 _KINDS: Final = (None, Kind.FILE, Kind.EXECUTABLE, Kind.DIRECTORY, Kind.SYMLINK)
+_KIND_BYTES: Final = bytes(Kind)
 
 
 class Entry(NamedTuple):
@@ -251,14 +254,13 @@ def _encode_index(rows: Sequence[IndexRow]) -> bytes:
 
 
 class Columns(NamedTuple):
-    """Some rows of a leaf page, as columns."""
+    """Some rows of a leaf page, as columns: for listings, many times as fast as row by row."""
 
     rows: int
     lengths: bytes  # of the names, a byte for each
     kinds: bytes  # a byte for each
     names: bytes | list[bytes]  # one behind the other if all have the same length, `width`; else a list
     width: int  # 0 if the names are a list
-    sizes: list[int]
 
     def name_list(self) -> list[bytes]:
         """Return the names one by one."""
@@ -266,11 +268,17 @@ class Columns(NamedTuple):
             return self.names
         return [self.names[at : at + self.width] for at in range(0, len(self.names), self.width)]
 
+    def part(self, start: int, end: int) -> "Columns":
+        """Return the rows from start to end, 0 <= start <= end <= rows."""
+        width = self.width or 1
+        names = self.names[start * width : end * width]
+        return Columns(end - start, self.lengths[start:end], self.kinds[start:end], names, self.width)
+
 
 class LeafPage:
     """Entries of a directory, or of a run of names of a large one. Read-only; rows are decoded when asked for."""
 
-    __slots__ = ("_data", "_heap", "_heap_end", "_names", "_searches", "count")
+    __slots__ = ("_columns", "_data", "_heap", "_heap_end", "_names", "_searches", "count")
 
     def __init__(self, data: bytes) -> None:
         """Take the bytes of a leaf page whose digest the caller has checked."""
@@ -278,6 +286,7 @@ class LeafPage:
         if self.count > PAGE_ENTRIES_MAX:
             raise FormatError("tree page", f"{self.count} entries in one page")
         self._data = data
+        self._columns: Columns | None = None  # all of them, once one was asked for
         self._names: list[bytes] | None = None  # all of them, once enough were asked for
         self._searches = 0
 
@@ -309,42 +318,53 @@ class LeafPage:
         """Yield rows from start on."""
         return map(self.entry, range(start, self.count))
 
-    def columns(self, start: int, count: int) -> "Columns":
-        """Return up to count rows from start on as columns, for listings: many times as fast as `entries`.
+    def columns(self, start: int, count: int) -> Columns:
+        """Return up to count rows from start on as columns, 0 <= start <= count of the page.
 
         Raises:
-            FormatError: as `entry`.
+            FormatError: as `entry`, for any row of the page.
         """
-        count = min(count, self.count - start)
-        if count <= 0:
-            return Columns(0, b"", b"", [], 0, [])
-        data, size = self._data, _LEAF_ROW.size
-        begin = _HEADER.size + start * size
-        end = begin + count * size
-        rows = memoryview(data)[begin:end]
-        offsets = rows.cast("I")[:: size // 4].tolist()
-        lengths, kinds = data[begin + 4 : end : size], data[begin + 5 : end : size]
-        heap = self._heap
-        if heap + max(map(add, offsets, lengths)) > self._heap_end or min(kinds) < Kind.FILE or max(kinds) > Kind.SYMLINK:
-            raise FormatError("tree page", "a row points outside of the page or has an unknown kind")
+        if self._columns is None:
+            self._columns = self._decode_columns()
+        return self._columns.part(start, min(start + count, self.count))
+
+    def sizes(self, start: int, count: int) -> list[int]:
+        """Return the sizes of up to count rows from start on. A directory's is that of all files below it."""
+        rows = memoryview(self._data)[_HEADER.size : _HEADER.size + self.count * _LEAF_ROW.size]
+        cells = rows.cast("Q")[_SIZE_CELL :: _LEAF_ROW.size // 8]
+        return cells[start : start + count].tolist()
+
+    def _decode_columns(self) -> Columns:
+        """Return all rows, checked."""
+        if not self.count:
+            return Columns(0, b"", b"", [], 0)
+        data, size, count = self._data, _LEAF_ROW.size, self.count
+        end = _HEADER.size + count * size
+        lengths, kinds = data[_HEADER.size + 4 : end : size], data[_HEADER.size + 5 : end : size]
         width = lengths[0]
         names: bytes | list[bytes]
-        if (
-            width > 2
-            and lengths.count(width) == count
-            and offsets == list(range(offsets[0], offsets[0] + count * width, width))
-        ):
-            names = data[heap + offsets[0] : heap + offsets[0] + count * width]
-            bad = b"/" in names or 0 in names
+        if width > _DOTS_LENGTH_MAX and lengths.count(width) == count and self._is_dense(width):
+            names = data[self._heap : self._heap + count * width]
+            bad = b"/" in names or 0 in names or self._heap + count * width > self._heap_end
         else:
             width = 0
-            names = [data[at : at + length] for at, length in zip(map(heap.__add__, offsets), lengths, strict=True)]
+            offsets = memoryview(data)[_HEADER.size : end].cast("I")[:: size // 4].tolist()
+            starts = [self._heap + offset for offset in offsets]
+            names = [data[at : at + length] for at, length in zip(starts, lengths, strict=True)]
             joined = b"\0".join(names)
             bad = b"/" in joined or joined.count(0) != count - 1 or 0 in lengths or b"." in names or b".." in names
-            bad = bad or heap + max(map(add, offsets, lengths)) > self._heap_end
-        if bad or min(kinds) < Kind.FILE or max(kinds) > Kind.SYMLINK:
+            bad = bad or max(map(add, starts, lengths)) > self._heap_end
+        if bad or kinds.translate(None, _KIND_BYTES):
             raise FormatError("tree page", "it holds a name that no directory may have, or a row of an unknown kind")
-        return Columns(count, lengths, kinds, names, width, rows.cast("Q")[1 :: size // 8].tolist())
+        return Columns(count, lengths, kinds, names, width)
+
+    def _is_dense(self, width: int) -> bool:
+        """Return whether the heap begins with the names, one every `width` bytes: there are no symlinks."""
+        end = _HEADER.size + self.count * _LEAF_ROW.size
+        return all(
+            self._data[_HEADER.size + byte : end : _LEAF_ROW.size] == expected[: self.count]
+            for byte, expected in enumerate(_multiples(width))
+        )
 
     def find(self, name: bytes) -> int | None:
         """Return the row that has name, or None."""
@@ -449,6 +469,13 @@ def check_directory(directory: Digest, rows: Sequence[IndexRow], leaves: Iterabl
     if (entries > SINGLE_PAGE_ENTRIES_MAX) != bool(rows):
         raise FormatError("directory", f"{entries} entries must not be split so")
     return totals
+
+
+@lru_cache(maxsize=64)
+def _multiples(width: int) -> tuple[bytes, ...]:
+    """Return width times 0, 1, 2 ..., for all rows that a page may have: the first bytes of all, the second ones ..."""
+    numbers = b"".join((width * row).to_bytes(4, "little") for row in range(PAGE_ENTRIES_MAX))
+    return tuple(numbers[byte::4] for byte in range(4))
 
 
 def _read_header(data: bytes, page_type: int, row_size: int) -> tuple[int, int, int]:

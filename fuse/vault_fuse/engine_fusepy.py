@@ -26,7 +26,7 @@ from vault_fuse.shipper import ship
 from vault_fuse.slots import Slot, Slots
 from vault_fuse.statistics import ERRORS, READ_BYTES, Statistics
 from vault_fuse.status_files import NAMES, render
-from vault_fuse.wire import MOMENT_S, Op
+from vault_fuse.wire import FMODE_EXEC, MOMENT_S, Op
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +186,8 @@ class Operations:
             uid, gid, tid = self._fuse.fuse_get_context()
             view = slot.view
             self._recorder.opened(slot.key, view.snapshot, slot.ref, view.entries_total, number, tid, uid, gid, 0)
+            if info.flags & FMODE_EXEC:
+                self._recorder.distrust(tid)
         return 0
 
     def read(self, path: str, size: int, offset: int, _info: Any) -> bytes:

@@ -75,6 +75,9 @@ class _NoRecorder:
     def opened(self, *_: object) -> None:
         """Do nothing."""
 
+    def distrust(self, *_: object) -> None:
+        """Do nothing."""
+
     def has_recorded(self, *_: object) -> bool:
         """Say that there is nothing to do."""
         return True

@@ -6,6 +6,7 @@ arguments and variables are cut to size and decoded without errors, and no path 
 Decides nothing (attribution.py does). Threads: pure functions over files. docs/explanation/whose-read-is-it.md.
 """
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ ENVIRONMENT_SIZE_MAX: Final = 256 << 10
 VALUE_LENGTH_MAX: Final = 4096
 
 RUN_VARIABLE: Final = "VAULTFS_RUN"
+_KCMP: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "loongarch64": 272}  # numbers of a call that libc lacks
+_KCMP_VM: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 
 SHELLS: Final = frozenset(
     {"bash", "sh", "dash", "zsh", "ksh", "mksh", "fish", "tcsh", "csh", "ash", "busybox", "nu", "xonsh", "rbash"}
@@ -194,6 +198,23 @@ def sight(pid: int, uid: int, *, is_manager: Callable[[Process], bool], proc: st
         while named_above + 1 < len(chain) and _variables(chain[named_above + 1].pid, proc).get(RUN_VARIABLE) == named:
             named_above += 1
     return Sighting(tuple(chain), environment, environment_of, cgroups, named_above, uid, tuple(gaps))
+
+
+def shares_memory(pid: int, parent_pid: int, *, proc: str = "/proc") -> bool:
+    """Say whether a process still has its parent's memory: vfork and posix_spawn give it none of its own before its exec.
+
+    Where the system does not let us compare them, a parent that waits as one does in vfork counts.
+    """
+    number = _KCMP.get(os.uname().machine)
+    if number is not None:
+        differ = _libc.syscall(number, pid, parent_pid, _KCMP_VM, 0, 0)
+        if differ >= 0:
+            return bool(differ == 0)
+    try:
+        stat = parse_stat(read_bounded(f"{proc}/{parent_pid}/stat", STAT_SIZE_MAX))
+    except OSError:
+        return False
+    return stat is not None and stat[2] == "D"
 
 
 def working_directory(pid: int, *, proc: str = "/proc") -> str:

@@ -35,7 +35,7 @@ from vault.repo.read_table import (
 from vault.repo.spool import Registration, Spool, open_spool
 from vault_fuse.attribution import Identity, attribute, unseen_run
 from vault_fuse.launchers import Host
-from vault_fuse.proc import Process, sight, thread_group, working_directory
+from vault_fuse.proc import Process, shares_memory, sight, thread_group, working_directory
 from vault_fuse.process_class import class_of
 from vault_fuse.process_tree import is_manager
 from vault_fuse.redaction import redact_command
@@ -52,6 +52,7 @@ SPOOL_SIZE_MAX: Final = 8 << 30
 # takes longer. Training programs get more, for they exec seldom and start slowly.
 TRUSTED_NS: Final = 100_000
 TRUSTED_NS_TRAINING: Final = 400_000
+_NOT_WATCHED, _BORROWED = -1, -2  # instead of a process's image: cannot be had; is looked up at every open
 _COMPLAIN_EVERY_S: Final = 10
 _MEASURE_EVERY_S: Final = 5
 
@@ -64,14 +65,14 @@ class _Process:
     def __init__(self, run: "_Run", key: tuple[int, int], image: int, name: bytes) -> None:
         self.run = run
         self.key = key
-        self.image = image  # descriptor of its environ; of its name where that is empty or hidden; -1: not watched
+        self.image = image  # descriptor of its environ; of its name where that is empty or hidden; or as below
         self.name = name  # b"" where image is its environ
         self.threads: set[int] = set()
 
     def has_new_image(self) -> bool:
         """Say whether it has called exec since: what was opened as its environ was the old program's, and reads empty."""
         if self.image < 0:
-            return False
+            return self.image == _BORROWED
         try:
             return os.pread(self.image, 16, 0) != self.name if self.name else not os.pread(self.image, 1, 0)
         except OSError:
@@ -81,7 +82,7 @@ class _Process:
         """Let go of its descriptor."""
         if self.image >= 0:
             os.close(self.image)
-            self.image = -1
+        self.image = _NOT_WATCHED
 
 
 class _Thread:
@@ -210,6 +211,12 @@ class Recorder:
                     continue
         return False
 
+    def distrust(self, tid: int) -> None:
+        """Look at a thread anew when it opens the next file, however soon: it is about to run another program."""
+        thread = self._threads.get(tid)
+        if thread is not None:
+            thread.seen_ns = 0
+
     def close(self) -> None:
         """Let go of tables and callers. Nothing is lost if this is never called."""
         self._start_over()
@@ -265,7 +272,8 @@ class Recorder:
             self._unwatch(tid)
             raise ProcessLookupError
         training = process.run.process_class == ProcessClass.TRAINING
-        thread = _Thread(process, TRUSTED_NS_TRAINING if training else TRUSTED_NS)
+        trusted_ns = TRUSTED_NS_TRAINING if training else TRUSTED_NS
+        thread = _Thread(process, 0 if process.image == _BORROWED else trusted_ns)
         if watched:
             process.threads.add(tid)
             self._threads[tid] = thread
@@ -280,9 +288,10 @@ class Recorder:
         # Opened before the look, so that an exec in between shows as a change at the next open.
         image, name = _open_image(pid)
         sighting = sight(pid, uid, is_manager=is_manager)
+        if image >= 0 and (sighting is None or shares_memory(pid, sighting.process.parent_pid)):
+            os.close(image)
+            image = _BORROWED  # it is the parent's, and stays what it is when this process calls exec
         if sighting is None:
-            if image >= 0:
-                os.close(image)
             return None
         identity = attribute(sighting, self._host, lambda key: self._spool.tree_of(*key))
         run = self._runs.get(identity.run)
@@ -306,7 +315,7 @@ class Recorder:
                 mountpoint=writer.mountpoint, gaps=(gap,),
             )  # fmt: skip
             run = self._runs[name] = _Run(name, start, ProcessClass.UNKNOWN)
-        return _Thread(_Process(run, (0, 0), -1, b""), 0)
+        return _Thread(_Process(run, (0, 0), _NOT_WATCHED, b""), 0)
 
     def _register(self, identity: Identity, uid: int) -> None:
         """Note the process, and those above it that keep its run alive, in the spool."""
@@ -453,7 +462,7 @@ class Recorder:
 
 
 def _open_image(pid: int) -> tuple[int, bytes]:
-    """Open something of a process that reads differently after an exec; (-1, b"") if nothing may be read.
+    """Open something of a process that reads differently after an exec; (_NOT_WATCHED, b"") if nothing may be read.
 
     Returns the descriptor, and the process's name if it is that of its name and not of its environ. The contents of the
     environ do not count: a program may write its title there.
@@ -472,4 +481,4 @@ def _open_image(pid: int) -> tuple[int, bytes]:
         if start:
             return descriptor, start if what == "comm" else b""
         os.close(descriptor)
-    return -1, b""
+    return _NOT_WATCHED, b""

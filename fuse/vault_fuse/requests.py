@@ -27,6 +27,7 @@ from vault_fuse.wire import (
     ATTR,
     ATTR_OUT,
     ENTRY,
+    FMODE_EXEC,
     FOPEN_DIRECT_IO,
     FOPEN_KEEP_CACHE,
     FOPEN_PASSTHROUGH,
@@ -79,6 +80,10 @@ class OpenRecorder(Protocol):
 
     def has_recorded(self, request: int, entry_number: int) -> bool:
         """Say whether a worker that died had recorded this open; its number among the requests is the same."""
+        ...
+
+    def distrust(self, tid: int) -> None:
+        """Look at a thread anew when it opens the next file: it is about to run another program."""
         ...
 
 
@@ -205,7 +210,8 @@ class Requests:
             gid: who asks.
             tid: who asks.
         """
-        if request[_FLAGS_AT] & os.O_ACCMODE:  # not O_RDONLY, which is 0
+        flags = request[_FLAGS_AT]
+        if flags & os.O_ACCMODE:  # not O_RDONLY, which is 0
             raise Failure(errno.EROFS)
         reply = self._open_reply
         reply[_UNIQUE] = request[_UNIQUE]
@@ -221,6 +227,8 @@ class Requests:
         else:
             self._record(slot, unique, number, uid, gid, tid)
             reply[16:] = _OPENED
+        if flags & FMODE_EXEC:
+            self._recorder.distrust(tid)
         return reply
 
     def _record(self, slot: Slot, unique: int, number: int, uid: int, gid: int, tid: int) -> None:

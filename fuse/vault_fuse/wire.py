@@ -72,6 +72,7 @@ WANTED: Final = (
     | Init.PASSTHROUGH
 )
 
+FMODE_EXEC: Final = 0x20  # among the flags of OPEN: the caller is about to be replaced by the program in this file
 FOPEN_KEEP_CACHE: Final = 1 << 1
 FOPEN_DIRECT_IO: Final = 1 << 0
 FOPEN_PASSTHROUGH: Final = 1 << 7

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import struct
 import sys
 from collections.abc import Callable
@@ -44,9 +45,13 @@ def run_in_background(work: Callable[[Callable[[], None]], None], *, path: str, 
         os.close(reader)
         _be_the_mount(work, writer, log)
     os.close(writer)
-    with open(reader, "rb") as pipe:
-        head = pipe.read(_LENGTH.size)
-        answer = pipe.read(min(_LENGTH.unpack(head)[0], _ANSWER_LENGTH_MAX)) if head else None
+    try:
+        with open(reader, "rb") as pipe:
+            head = pipe.read(_LENGTH.size)
+            answer = pipe.read(min(_LENGTH.unpack(head)[0], _ANSWER_LENGTH_MAX)) if head else None
+    except KeyboardInterrupt:
+        os.kill(child, signal.SIGTERM)  # it does not hear Ctrl-C: it is in a session of its own
+        raise
     if answer == _READY:
         return child
     os.waitpid(child, 0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from typing import Final
@@ -97,7 +98,8 @@ def mount(
         lambda ready: run_mount(lambda: open_store(url), cache_dir, options, ready), path=options.path, log=log
     )
     session.out.summary({**record, "pid": pid, "log": log}, text)
-    session.out.note(f"what is read there is recorded: see 'vault runs'; take it away with 'vault umount {path}'")
+    away = f"vault umount {shlex.quote(path)}"
+    session.out.note(f"what is read there is recorded: see 'vault runs'; take it away with '{away}'")
 
 
 def _complete_mounts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":

@@ -2,66 +2,77 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
-from vault_fuse.background import run_in_background
 
-from vault.errors import MountError
 from vault.repo.liveness import start_ticks
 from vault.testing.mounts import wait_for
 
+PROGRAM = """
+import os, signal, sys
+from vault.errors import MountError
+from vault_fuse.background import run_in_background
 
-@pytest.fixture(autouse=True)
-def _with_streams_of_its_own(capfd):
-    """The child writes to the streams that it was born with: they must be real ones."""
-    with capfd.disabled():
-        yield
+def work(ready):
+{work}
+try:
+    print("ready", run_in_background(work, path="/mnt", log=sys.argv[1]))
+except BaseException as error:
+    print(type(error).__name__, error)
+"""
 
 
-def test_it_returns_once_the_work_is_ready(tmp_path):
-    def work(ready):
-        ready()
-        signal.pause()
+@pytest.fixture
+def start(tmp_path):
+    """Run work in the background of a program of its own; return what that says, and what the log holds."""
 
-    child = run_in_background(work, path="/mnt", log=str(tmp_path / "log" / "mount.log"))
+    def start(work: str) -> tuple[str, str]:
+        log = tmp_path / "log" / "mount.log"
+        code = PROGRAM.format(work=textwrap.indent(textwrap.dedent(work), "    "))
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(log)], stdout=subprocess.PIPE, text=True, check=True, timeout=60, cwd=tmp_path
+        )
+        return done.stdout.strip(), log.read_text()
+
+    return start
+
+
+def test_it_returns_once_the_work_is_ready(start):
+    said, _ = start("ready(); signal.pause()")
+    child = int(said.removeprefix("ready "))
     assert os.getsid(child) == child, "a session of its own"
+    assert os.readlink(f"/proc/{child}/cwd") == "/", "it keeps no folder busy"
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
 
 
-def test_what_the_work_raises_is_raised_here(tmp_path):
-    def work(ready):
-        raise MountError("/mnt", "is not empty")
-
-    with pytest.raises(MountError, match="/mnt: is not empty"):
-        run_in_background(work, path="/mnt", log=str(tmp_path / "mount.log"))
-    assert "is not empty" in (tmp_path / "mount.log").read_text()
+def test_what_the_work_raises_is_raised_here(start):
+    said, log = start('raise MountError("/mnt", "is not empty")')
+    assert said == "MountError /mnt: is not empty" and "is not empty" in log
 
 
-def test_a_bug_of_ours_goes_to_the_log(tmp_path):
-    with pytest.raises(MountError, match=r"ZeroDivisionError.*mount\.log says more"):
-        run_in_background(lambda ready: 1 / 0, path="/mnt", log=str(tmp_path / "mount.log"))
-    assert "Traceback" in (tmp_path / "mount.log").read_text()
+def test_a_bug_of_ours_goes_to_the_log(start, tmp_path):
+    said, log = start("1 / 0")
+    assert said.startswith("MountError mount: ZeroDivisionError") and said.endswith("mount.log says more")
+    assert "Traceback" in log
 
 
-def test_a_child_that_dies_is_told(tmp_path):
-    with pytest.raises(MountError, match=r"ended before it was ready"):
-        run_in_background(lambda ready: os._exit(3), path="/mnt", log=str(tmp_path / "mount.log"))
+def test_a_child_that_dies_is_told(start):
+    assert "the mount ended before it was ready" in start("os._exit(3)")[0]
 
 
-def test_ctrl_c_before_it_is_ready_ends_it(tmp_path, monkeypatch):
-    told = tmp_path / "pid"
-    parent = os.getpid()
-
-    def work(ready):
-        Path(f"{told}.new").write_text(str(os.getpid()))
-        os.rename(f"{told}.new", told)
-        os.kill(parent, signal.SIGINT)
+def test_ctrl_c_before_it_is_ready_ends_it(start, tmp_path):
+    said, _ = start(
+        """
+        with open("PLACE/pid", "w") as file:
+            file.write(str(os.getpid()))
+        os.kill(os.getppid(), signal.SIGINT)
         signal.pause()
-
-    with pytest.raises(KeyboardInterrupt):
-        run_in_background(work, path="/mnt", log=str(tmp_path / "mount.log"))
-    child = int(told.read_text())
+    """.replace("PLACE", str(tmp_path))
+    )
+    assert said == "KeyboardInterrupt"
+    child = int(Path(tmp_path, "pid").read_text())
     wait_for("the end of the child", lambda: start_ticks(child) is None)
-    os.waitpid(child, 0)

@@ -48,7 +48,11 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
         )
         return serve(own_device, requests, statistics, worker, inboxes[worker], duty)
 
-    spool = parts.spool
+    def ship_records() -> None:
+        assert parts.spool is not None
+        parts.spool.let_go()
+        ship(parts.open_store, parts.spool.folder)
+
     try:
         supervisor = Supervisor(
             device=device,
@@ -57,7 +61,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             statistics=statistics,
             rota=rota,
             worker_main=worker_main,
-            shipper_main=(lambda: ship(parts.open_store, spool.folder)) if spool is not None else None,
+            shipper_main=ship_records if parts.spool is not None else None,
             abilities=abilities,
             deadline_s=parts.options.deadline_s,
         )

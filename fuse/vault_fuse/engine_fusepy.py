@@ -302,6 +302,7 @@ def _start_shipper(parts: MountParts, spool: Spool) -> int:
         return process
     status = 1
     try:
+        spool.let_go()
         ship(parts.open_store, spool.folder)
         status = 0
     except BaseException:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from vault.clock import now_ns
 from vault.errors import MountError, UsageError
 from vault.format.config import Config
-from vault.repo.liveness import is_alive, start_ticks
+from vault.repo.liveness import hold, is_held
 from vault.repo.repository import Repository
 from vault.repo.spool import Spool, create_spool
 from vault.stores.base import Store
@@ -32,6 +33,8 @@ DIRECT: Final = "direct"
 FUSEPY: Final = "fusepy"
 ENGINES: Final = (DIRECT, FUSEPY)
 DEADLINE_S: Final = 60.0
+_ALIVE: Final = "alive"  # a file in the mount's private folder
+_UNFINISHED: Final = "new-"
 _KERNEL_MIN: Final = (5, 4)  # the protocol that wire.py speaks, 7.31
 
 
@@ -152,7 +155,7 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
     """
     repository = Repository.open(open_store(), cache_root)
     path = check_mountpoint(options.path)
-    state_dir = _make_state_dir(os.path.join(repository.cache_dir, "mounts"))
+    state_dir, held = _make_state_dir(os.path.join(repository.cache_dir, "mounts"))
     spool = None
     if options.record:
         spool_root = os.path.join(repository.cache_dir, "spool")
@@ -171,15 +174,21 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
             run_direct(parts, path, ready)
     finally:
         shutil.rmtree(state_dir, ignore_errors=True)
+        os.close(held)
 
 
-def _make_state_dir(folder: str) -> str:
-    """Make this mount's private folder, and remove those of mounts whose processes are gone."""
+def _make_state_dir(folder: str) -> tuple[str, int]:
+    """Make this mount's private folder, and remove those of mounts that are gone, seen from whatever container.
+
+    Returns its path, and a descriptor by which the mount's processes hold it.
+    """
     os.makedirs(folder, mode=0o700, exist_ok=True)
     for name in os.listdir(folder):
-        pid, _, ticks = name.partition("-")
-        if pid.isdigit() and ticks.isdigit() and not is_alive(int(pid), int(ticks)):
-            shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
-    path = os.path.join(folder, f"{os.getpid()}-{start_ticks(os.getpid()) or 0}")
-    os.mkdir(path, 0o700)
-    return path
+        path = os.path.join(folder, name)
+        if not name.startswith(_UNFINISHED) and not is_held(os.path.join(path, _ALIVE)):
+            shutil.rmtree(path, ignore_errors=True)
+    path = tempfile.mkdtemp(prefix=_UNFINISHED, dir=folder)
+    held = hold(os.path.join(path, _ALIVE))
+    finished = os.path.join(folder, os.path.basename(path).removeprefix(_UNFINISHED))
+    os.rename(path, finished)
+    return finished, held

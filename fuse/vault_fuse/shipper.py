@@ -71,7 +71,8 @@ class _Loop:
             self._left_overs_s = monotonic_s() + LEFT_OVERS_EVERY_S
             for spool in list_spools(os.path.dirname(self._spool.folder)):
                 shipper = Shipper(spool)
-                if spool.writer.store == self._spool.writer.store and not shipper.is_watched():
+                is_ours = spool.writer.store == self._spool.writer.store and not spool.is_out_of_sight()
+                if is_ours and not shipper.is_watched():
                     self._ship(shipper)
 
     def last_round(self) -> Round:

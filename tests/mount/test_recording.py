@@ -146,11 +146,11 @@ def test_running_a_program_of_a_snapshot_is_an_open(mount):
 
 def test_a_program_that_shares_the_memory_of_its_caller_until_it_starts(mount):
     """As posix_spawn and vfork have it: what is opened for it before is the caller's, what it opens is its own."""
-    program = f"""
+    program = """
 import os, sys
 before = (os.POSIX_SPAWN_OPEN, 0, sys.argv[1] + "/train/001.bin", os.O_RDONLY, 0)
 after = ["cat", "-", sys.argv[1] + "/train/002.bin"]
-child = os.posix_spawnp("cat", after, {{**os.environ, "VAULTFS_RUN": "spawned"}}, file_actions=[before])
+child = os.posix_spawnp("cat", after, {**os.environ, "VAULTFS_RUN": "spawned"}, file_actions=[before])
 os.waitpid(child, 0)
 """
     run(sys.executable, "-c", program, f"{mount.path}/data@v1", variables={"VAULTFS_RUN": "spawner"})

@@ -198,7 +198,7 @@ def _spool(spool: Spool) -> Iterator[Finding]:
     waiting = sum(len(Outbox(spool, run).waiting()) for run in _runs(spool))
     damaged = sum(name.endswith(UNREADABLE) for name in names)
     whose = f"the mount on {spool.writer.mountpoint}"
-    if spool.is_watched():
+    if spool.is_watched() or spool.is_out_of_sight():
         if waiting:
             text = f"{waiting:,} records of {whose} wait for the store, in {spool.folder}"
             yield Finding(Status.NOTE, text, "the mount's log says why; it tries again by itself")

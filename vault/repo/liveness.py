@@ -1,8 +1,11 @@
 """Whether a process still runs, told apart from a later one that got its number. Linux: /proc.
 
-A process is named by (pid, start ticks) and the boot ID of its host. Threads: safe, no state.
+A process is named by (pid, start ticks) and the boot ID of its host, as long as both sides count processes in the same
+namespace. Who may be in a container holds a file instead: its lock is gone with the last process that has it open.
+Threads: safe, no state.
 """
 
+import fcntl
 import os
 
 _STAT_SIZE_MAX = 4096
@@ -22,6 +25,36 @@ def start_ticks(pid: int) -> int | None:
 def is_alive(pid: int, ticks: int) -> bool:
     """Say whether the process that started at this tick still runs."""
     return start_ticks(pid) == ticks
+
+
+def namespace() -> str:
+    """Return what names the set of process IDs that this process sees; "" where there is only one."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def hold(path: str) -> int:
+    """Make a file and hold it for as long as this process, or one forked from it, has the returned descriptor open."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def is_held(path: str) -> bool:
+    """Say whether a process of this machine holds a file, in whatever container it is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def boot_id() -> str:

@@ -349,7 +349,7 @@ def ship_all(store: Store, spool_root: str, *, store_id: str, wait_s: float = 3.
     """
     total = Round()
     for spool in list_spools(spool_root):
-        if spool.writer.store != store_id:
+        if spool.writer.store != store_id or spool.is_out_of_sight():
             continue
         try:
             done = Shipper(spool).round(store, flush=True, wait_s=wait_s)

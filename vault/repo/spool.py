@@ -7,6 +7,7 @@ One folder per mount, named like the journals' writer, below `<cache>/<store>/sp
     processes/           the runs that processes belong to (Registration), written by workers before they count for them
     journals/RUN/        entries on their way to the store, and how far they are (repo/shipping.py)
     lock                 held by whoever ships, for one round
+    alive                held by the mount as long as it lives, for processes to whom its process IDs mean nothing
 
 Workers need no lock: a table has one writer, a registration is renamed into place. Ephemeral and private to this machine.
 Threads and processes: safe, as said above.
@@ -29,6 +30,7 @@ from vault.repo import liveness
 from vault.repo.read_table import remove_if_there, sync_folder
 
 WRITER_FILE, TABLES, PROCESSES, JOURNALS, LOCK = "writer.json", "tables", "processes", "journals", "lock"
+ALIVE = "alive"
 UNREADABLE = ".unreadable"  # end of the name of a table that is damaged and set aside
 _T = TypeVar("_T")
 FILE_SIZE_MAX = 256 << 10
@@ -47,6 +49,7 @@ class Writer(msgspec.Struct, frozen=True, kw_only=True):
     ticks: int
     created_ns: int
     cluster: str = ""  # ClusterName in this machine's slurm.conf
+    namespace: str = ""  # in which pid and ticks are true, those of readers too
 
 
 class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -68,8 +71,9 @@ class Registration(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 class Spool:
     """One mount's folder."""
 
-    def __init__(self, folder: str, writer: Writer) -> None:
+    def __init__(self, folder: str, writer: Writer, held: int = -1) -> None:
         """Use `create_spool` or `open_spool`."""
+        self._held = held
         self.folder = folder
         self.writer = writer
         self.tables = f"{folder}/{TABLES}"
@@ -129,6 +133,17 @@ class Spool:
         names = sorted(os.listdir(self.tables))
         return [name for name in names if "~" in name and not name.startswith("new-") and not name.endswith(UNREADABLE)]
 
+    def let_go(self) -> None:
+        """Hold it no longer: for a child of the mount that outlives it."""
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
+
+    def is_out_of_sight(self) -> bool:
+        """Say whether the mount lives in another container, so that this process cannot tell which of its readers do."""
+        elsewhere = self.writer.namespace != liveness.namespace() and self.writer.boot == liveness.boot_id()
+        return elsewhere and liveness.is_held(f"{self.folder}/{ALIVE}")
+
     def is_watched(self) -> bool:
         """Say whether the mount that fills this spool still runs."""
         same_boot = self.writer.boot == liveness.boot_id()
@@ -162,6 +177,7 @@ def create_spool(root: str, *, store_id: str, mountpoint: str, host: str | None 
         ticks=liveness.start_ticks(pid) or 0,
         created_ns=now_ns(),
         cluster=_slurm_cluster(),
+        namespace=liveness.namespace(),
     )
     folder = f"{root}/{writer.writer}"
     unfinished = f"{root}/.{writer.writer}"
@@ -169,9 +185,10 @@ def create_spool(root: str, *, store_id: str, mountpoint: str, host: str | None 
         os.mkdir(unfinished + part, 0o700)
     write_durably(f"{unfinished}/{LOCK}", b"")
     write_durably(f"{unfinished}/{WRITER_FILE}", msgspec.json.encode(writer))
+    held = liveness.hold(f"{unfinished}/{ALIVE}")
     os.rename(unfinished, folder)
     sync_folder(root)
-    return Spool(folder, writer)
+    return Spool(folder, writer, held)
 
 
 def open_spool(folder: str) -> Spool:

@@ -1,4 +1,4 @@
-"""Records while store, spool or reader are out of reach: nothing is lost, counted twice or read without a record.
+"""Records while store, spool or reader are out of reach: nothing is lost, counted twice or read without a record."""
 
 import errno
 import json

@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 from bench import commits, facts, listing, overhead, reading, report, trees
 from bench.candidates import Candidate, Copy, Mirror, Native
@@ -11,6 +12,7 @@ from bench.peers import PEERS
 from bench.results import Results
 from bench.scenario import FULL, NORMAL, QUICK, Bench, Sizes
 from bench.tables import ALL
+from bench.trees import Tree
 from bench.vaultfs import Vault
 from bench.workspace import BenchError, Workspace
 
@@ -100,9 +102,24 @@ def _small(bench: Bench, sizes: Sizes) -> None:
 def _large(bench: Bench, sizes: Sizes) -> None:
     folder = bench.workspace.folder("large-tree")
     tree = commits.commit_large(bench, trees.checkpoint(folder, sizes.large_bytes))
-    reading.read_large(bench, tree, 1 + 2 * sizes.repeat)
+    changed = _keep_changed(bench, tree)
+    reading.read_large(replace(bench, candidates=(*bench.candidates, *changed)), tree, 1 + 2 * sizes.repeat)
     bench.workspace.remove(folder)
     bench.workspace.remove(bench.workspace.folder("large"))
+
+
+def _keep_changed(bench: Bench, tree: Tree) -> list[Candidate]:
+    """Commit a tree from scratch with Vault beside the store in which it is a changed version: reading them differs."""
+    vault = _vault(bench)
+    if vault is None:
+        return []
+    changed = Vault(name="vault, changed version", shares_image_of="vault changed")
+    place = bench.place("large", vault)
+    os.rename(place, bench.place("large", changed))
+    place = bench.place("large", vault)
+    for command in (*vault.prepare(place), vault.commit(place, tree.path, 1)):
+        bench.run(command)
+    return [changed]
 
 
 def _entries(bench: Bench, sizes: Sizes) -> None:
@@ -119,7 +136,7 @@ def _scale(bench: Bench, sizes: Sizes) -> None:
 
 def _recording(bench: Bench, sizes: Sizes) -> None:
     """Commit a tree of its own: the one of `small` has gone with its scenario."""
-    vault = next((c for c in bench.candidates if isinstance(c, Vault) and c.commits), None)
+    vault = _vault(bench)
     if vault is None:
         return
     folder = bench.workspace.folder("recording-tree")
@@ -130,6 +147,10 @@ def _recording(bench: Bench, sizes: Sizes) -> None:
     overhead.recording(bench, tree, 1)
     bench.workspace.remove(folder)
     bench.workspace.remove(bench.workspace.folder("small"))
+
+
+def _vault(bench: Bench) -> Vault | None:
+    return next((c for c in bench.candidates if isinstance(c, Vault) and c.commits), None)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from vault.chunking.params import ChunkingParams
-from vault.chunking.policy import PACKED_SIZE_MAX, SAMPLE_SIZE, sample_offsets
+from vault.chunking.policy import GAIN_MIN_LARGE, PACKED_SIZE_MAX, SAMPLE_SIZE, large_sample_offsets
 from vault.errors import CacheUnusable, KeyNotFound, RefNotFound
 from vault.format.digest import digest
 from vault.format.layout import map_key
@@ -389,9 +389,11 @@ def _feed(ingest: _Ingest, walk: Walk) -> None:
 
 
 def _is_compressible(compressor: Compressor, source: LargeSource) -> bool:
+    """Return whether most samples of a large file shrink by the margin."""
     buffer = memoryview(bytearray(SAMPLE_SIZE))
-    sample = b"".join(bytes(buffer[: source.read_at(offset, buffer)]) for offset in sample_offsets(source.size))
-    return compressor.is_compressible(sample)
+    offsets = large_sample_offsets(source.size)
+    samples = (bytes(buffer[: source.read_at(offset, buffer)]) for offset in offsets)
+    return 2 * sum(compressor.ratio(sample) <= GAIN_MIN_LARGE for sample in samples) > len(offsets)
 
 
 def _ensure_map(repository: Repository, snapshot: Digest) -> None:

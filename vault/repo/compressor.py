@@ -33,6 +33,10 @@ class Compressor:
         """Return whether a sample of a file compresses by the margin."""
         return is_worth_it(len(self._context().compress(sample)), len(sample))
 
+    def ratio(self, sample: bytes | memoryview) -> float:
+        """Return which share of its size a sample compresses to."""
+        return len(self._context().compress(sample)) / max(len(sample), 1)
+
     def _context(self) -> zstandard.ZstdCompressor:
         context = getattr(self._threads, "context", None)
         if context is None:

@@ -18,9 +18,10 @@ import pytest
 from vault.format.digest import digest
 from vault.format.pack import ObjectKind
 from vault.repo.repository import Repository
+from vault.repo.whole_files import CHECK_AT_ONCE_SIZE_MAX
 from vault.stores.registry import open_store
-from vault.testing.mounts import run
-from vault.testing.trees import content, paths
+from vault.testing.mounts import Site, mounted, run, wait_for
+from vault.testing.trees import content, noise, paths, write_tree
 
 BLOCK = 128 << 10
 
@@ -264,3 +265,27 @@ def test_a_folder_is_not_read_as_a_file(root):
 def test_a_symlink_is_not_opened_where_that_is_forbidden(root):
     with pytest.raises(OSError, match="symbolic links"):
         os.open(root + b"/links/to-file", os.O_RDONLY | os.O_NOFOLLOW)
+
+
+@pytest.mark.slow
+def test_a_file_too_large_to_be_checked_at_once_is_read_by_all_while_it_is_checked(direct, tmp_path):
+    """Who opens it first reads through the page cache; until that one has closed it, nobody may read it by passthrough."""
+    data = b"".join(noise(1 << 20, seed=seed) for seed in range(CHECK_AT_ONCE_SIZE_MAX // (1 << 20) + 1))
+    sums = hashlib.sha256(data).hexdigest().encode()
+    write_tree(os.fsencode(tmp_path / "source"), {b"huge": data})
+    maker = Site.make(str(tmp_path))
+    maker.commit(str(tmp_path / "source"), "data")
+    site = Site(maker.store, str(tmp_path / "other-cache"))  # another machine: it has not seen the file before
+    with mounted(site, str(tmp_path / "mnt"), engine=direct) as mount:
+        path = f"{mount.path}/data@v1/huge"
+        with opened(os.fsencode(path)) as first:
+            wait_for("the check", lambda: list((tmp_path / "other-cache").glob("*/verified/" + "[0-9a-f]" * 64)))
+            for _ in range(3):
+                assert run("sha256sum", path).stdout.split()[0] == sums
+            assert os.pread(first, 1000, 200 << 20) == data[200 << 20 :][:1000]
+        before = mount.statistics()["read_bytes"]
+        with opened(os.fsencode(path)) as again:
+            os.posix_fadvise(again, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(again, 1000, 100 << 20) == data[100 << 20 :][:1000]
+        assert mount.statistics()["read_bytes"] - before < 10_000, "now the kernel reads it by itself"
+    run("rm", "-rf", maker.store, str(tmp_path / "source"))

@@ -5,10 +5,11 @@ import hashlib
 import os
 import stat
 import subprocess
+from collections.abc import Callable
 
 import pytest
 
-from vault.testing.mounts import mount_types, run
+from vault.testing.mounts import mount_types, mounted, run
 from vault.testing.trees import Executable, Link, content, paths, read_tree
 
 KINDS = {
@@ -142,3 +143,51 @@ def test_dots_lead_where_they_should(root, mount):
     assert os.path.samefile(root + b"/packed/..", root)
     assert os.path.samefile(root + b"/names/\x80/../..", root)
     assert os.path.samefile(root + b"/..", mount.path)
+
+
+def test_a_path_may_be_longer_than_the_kernel_takes_in_one_call(site, engine, tmp_path):
+    """Each folder is opened by its name in the one above, as `find` and `rm -r` do."""
+    name, depth = b"n" * 30, 300
+
+    def descend(top: bytes, step: Callable[[int], None]) -> int:
+        descriptor = os.open(top, os.O_RDONLY)
+        for _ in range(depth):
+            step(descriptor)
+            below = os.open(name, os.O_RDONLY, dir_fd=descriptor)
+            os.close(descriptor)
+            descriptor = below
+        return descriptor
+
+    os.mkdir(tmp_path / "source")
+    bottom = descend(os.fsencode(tmp_path / "source"), lambda above: os.mkdir(name, dir_fd=above))
+    with open(os.open(b"deep", os.O_WRONLY | os.O_CREAT, dir_fd=bottom), "wb") as file:
+        file.write(b"down here")
+    os.close(bottom)
+    site.commit(str(tmp_path / "source"), "deep")
+    with mounted(site, str(tmp_path / "mnt"), engine=engine) as mount:
+        bottom = descend(os.fsencode(mount.path) + b"/deep@v1", lambda above: None)
+        assert os.listdir(bottom) == ["deep"]
+        with open(os.open(b"deep", os.O_RDONLY, dir_fd=bottom), "rb") as file:
+            assert file.read() == b"down here"
+        os.close(bottom)
+        found = run("find", f"{mount.path}/deep@v1", "-name", "deep", "-printf", "%d %s").stdout
+        assert found == b"%d 9" % (depth + 1)
+    run("rm", "-rf", str(tmp_path / "source"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts overlays")
+def test_an_overlay_makes_a_version_writable_for_who_needs_that(mount, root, shelf, tmp_path):
+    for name in ("upper", "work", "merged"):
+        os.mkdir(tmp_path / name)
+    options = f"lowerdir={os.fsdecode(root)},upperdir={tmp_path}/upper,workdir={tmp_path}/work"
+    merged = os.fsencode(tmp_path / "merged")
+    run("mount", "-t", "overlay", "-o", options, "none", merged)
+    try:
+        assert read_tree(merged + b"/large") == shelf.tree[b"large"]
+        assert read_tree(merged + b"/names") == shelf.tree[b"names"]
+        with open(merged + b"/packed/text-100", "ab") as file:
+            file.write(b"more")
+        assert os.path.getsize(merged + b"/packed/text-100") == 104
+        assert os.path.getsize(root + b"/packed/text-100") == 100
+    finally:
+        run("umount", merged)

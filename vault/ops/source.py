@@ -20,7 +20,7 @@ from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_exc
 from vault.ops.names import list_names
 
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a FIFO
-_LOOKED_AT_ONCE: Final = 1000  # names of a directory: what is known of them is held in memory
+_LOOKED_AT_ONCE: Final = 256  # names of a directory: what is known of them is held in memory
 _CHANGED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
 _SPECIAL: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFBLK: "block device", stat.S_IFCHR: "device"}
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 CACHE_VERSION: Final = 1
 LOOK_AGAIN_S: Final = 1.0
-_ROWS_AT_ONCE: Final = 1 << 13
+_ROWS_AT_ONCE: Final = 1 << 12
 _PLACE = struct.Struct("<IQQQBB")  # container offset length size codec kind
 _NUMBER = struct.Struct(">I")
 _OBJECTS, _CONTAINERS, _SEEN = b"objects", b"containers", b"seen"
@@ -101,6 +101,7 @@ class ObjectIndex:
 
     def _contains(self, digests: Sequence[Digest | None]) -> list[bool]:
         database = self._file.db(_OBJECTS)
+        self._file.let_go()
         with self._file.read() as transaction:
             get = transaction.get
             return [found is not None and get(found, db=database) is not None for found in digests]

@@ -36,7 +36,9 @@ _READERS_MAX: Final = 1024
 _DATABASES_MAX: Final = 16
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _CLEAN: Final = "clean"
+_USES: Final = 128  # read transactions, before a look at how much memory the file takes
 _LOCK_SIZE: Final = 128 << 10
+_MAPPED_MAX: Final = 112 << 20  # of all mapped files, programs and libraries too: some 50 MiB
 _NOT_ITS_FAULT: Final = (lmdb.ReadonlyError, lmdb.LockError, lmdb.MemoryError, lmdb.DiskError)  # the file may be good
 _DAMAGE: Final = (lmdb.Error, struct.error, LookupError, msgspec.MsgspecError, zstandard.ZstdError)  # also in what it holds
 _environments: dict[str, tuple[int, int, Any]] = {}  # path -> (process, instances, environment)
@@ -67,6 +69,7 @@ class LmdbFile:
         self._names = tuple(databases)
         self._version = version
         self._boot = _boot_id()
+        self._uses = 0
         with _translated(path), _one_at_a_time(path):
             self._open_or_renew()
 
@@ -96,6 +99,7 @@ class LmdbFile:
                     self._mark(self._boot)
                 yield transaction
             self._fill_to_end()
+            self.let_go()
         except VaultError:
             raise  # some are OSErrors or LookupErrors, too
         except (*_DAMAGE, OSError) as error:
@@ -106,6 +110,17 @@ class LmdbFile:
         with self.write():  # keeps other writers out until the marker is set
             self._environment.sync(True)
             self._mark(_CLEAN)
+
+    def let_go(self) -> None:
+        """Let go of the memory that the file takes in this process, if mapped files take much of it.
+
+        What was looked at stays mapped, in the end all of it. It is memory that the system can take back at any time, yet
+        it counts as the process's own. Transactions see to it by themselves; those that look up much at once call it.
+        """
+        from vault.stores.linux_calls import let_go_of_mapped, mapped_bytes
+
+        if mapped_bytes() > _MAPPED_MAX:
+            let_go_of_mapped(os.path.join(self._path, "data.mdb"))
 
     def renew(self) -> None:
         """Put an empty file in the place of a damaged one. Raises CacheUnusable.
@@ -219,6 +234,9 @@ class _Reading:
         self._file = file
 
     def __enter__(self) -> Any:
+        self._file._uses += 1
+        if self._file._uses % _USES == 0:
+            self._file.let_go()
         try:
             self._transaction = self._file._environment.begin()
         except lmdb.Error as error:

@@ -19,7 +19,7 @@ CACHE_VERSION: Final = 1
 RACY_WINDOW_NS: Final = 2_000_000_000  # FAT and some network file systems keep time to 2 s
 _VALUE = struct.Struct("<QQqqq32s")  # size inode mtime_ns ctime_ns read_ns digest
 _FILES: Final = b"files"
-_BATCH: Final = 4096
+_BATCH: Final = 512
 
 
 class StatCache:
@@ -34,6 +34,7 @@ class StatCache:
     def lookup(self, files: Iterable[tuple[bytes, os.stat_result]]) -> list[Digest | None]:
         """Return the digest of each (absolute path, status), or None where it is not known for sure."""
         files = list(files)
+        self._file.let_go()
         try:
             with self._file.read() as transaction:
                 database, get = self._file.db(_FILES), transaction.get

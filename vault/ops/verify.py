@@ -9,7 +9,7 @@ Threads: the caller's.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from vault.errors import CacheUnusable, Damaged, VaultError
@@ -20,6 +20,7 @@ from vault.ops.findings import Problem, ProblemKind, State, VerifyResult
 from vault.ops.verify_stored import check_lone_files, check_maps, check_packs, check_whole_files
 from vault.ops.verify_trees import TreeCheck
 from vault.progress import SILENT, Progress
+from vault.repo.datasets import Dataset, Datasets
 from vault.repo.index import ObjectIndex, open_index
 from vault.repo.objects import ObjectReader
 from vault.repo.repository import Repository
@@ -49,37 +50,45 @@ class Verification:
             StoreError: the store cannot be listed.
             CacheUnusable: there is no room for an index of what the store holds.
         """
+        # Versions first: what they need was stored before them, so the index has it. The other way round, a commit that
+        # is made meanwhile would look damaged.
+        datasets = self._load_datasets()
         with _own_index(self._repository) as index:
             objects = ObjectReader(self._repository.store, index)
             try:
                 state = State(self._repository.store, index, objects, self._progress, self.result)
-                for problem in self._problems(state):
+                for problem in self._problems(state, datasets):
                     self.result.problems += 1
                     yield problem
             finally:
                 objects.close()
 
-    def _problems(self, state: State) -> Iterator[Problem]:
+    def _problems(self, state: State, datasets: Sequence["Dataset | Problem"]) -> Iterator[Problem]:
         yield from check_packs(state, self._data)
         yield from check_whole_files(state, self._data)
         yield from check_maps(state)
-        yield from self._versions(state)
-        yield from check_lone_files(state)
-        yield from self._runs(state)
-
-    def _versions(self, state: State) -> Iterator[Problem]:
-        datasets = self._repository.datasets
-        for name in datasets.names():
+        for dataset in datasets:
             self.result.datasets += 1
-            try:
-                dataset = datasets.load(name)
-            except VaultError as error:
-                yield _journal_problem(DATASETS + name, error)
+            if isinstance(dataset, Problem):
+                yield dataset
                 continue
             for version in dataset.versions:
                 self.result.versions += 1
-                check = TreeCheck(state, f"{name}@v{version.number}", self._data)
+                check = TreeCheck(state, f"{dataset.name}@v{version.number}", self._data)
                 yield from check.check(version.snapshot, version.files, version.size_bytes)
+        yield from check_lone_files(state)
+        yield from self._runs(state)
+
+    def _load_datasets(self) -> list["Dataset | Problem"]:
+        """Return every dataset as its journal says now, or what is wrong with the journal."""
+        found: list[Dataset | Problem] = []
+        datasets = Datasets(self._repository.store)
+        for name in datasets.names():
+            try:
+                found.append(datasets.load(name))
+            except VaultError as error:
+                found.append(_journal_problem(DATASETS + name, error))
+        return found
 
     def _runs(self, state: State) -> Iterator[Problem]:
         """Check the journals of all runs: their chains, and that read sets decode."""

@@ -29,7 +29,7 @@ from vault.errors import Damaged, FormatError, VaultError
 from vault.format.records import RecordEntry
 from vault.ids import Digest, RunId
 from vault.repo.journals import START, Position
-from vault.repo.lmdb_file import LmdbFile
+from vault.repo.lmdb_file import CacheDamaged, LmdbFile
 from vault.repo.read_counts import BLOCK_ENTRIES, Block, ReadCounts
 from vault.repo.runs import Run, Runs, add_entry, add_reads, with_opened
 from vault.stores.base import Store
@@ -79,6 +79,13 @@ class RunIndex:
         Raises:
             StoreError: the store cannot be listed or read; what was read before still answers.
         """
+        try:
+            return self._refresh()
+        except CacheDamaged:
+            self._file.renew()
+            return self._refresh()
+
+    def _refresh(self) -> int:
         with self._file.read() as transaction:
             seen = {
                 bytes(key): msgspec.msgpack.decode(bytes(value), type=Position)

@@ -69,8 +69,9 @@ class Workspace:
             )
 
     def environment(self) -> dict[str, str]:
-        """Return the environment for everything that is started."""
-        return {**os.environ, MARK: self.path, "LC_ALL": "C.UTF-8"}
+        """Return the environment for everything that is started. Python keeps what it has compiled, as it does for users."""
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        return {**kept, MARK: self.path, "LC_ALL": "C.UTF-8"}
 
     def processes(self) -> list[int]:
         """Return the processes that were started from this workspace and are still alive, ourselves excluded."""

@@ -132,6 +132,7 @@ class _Ingest:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._large.close()
         self._pool.shutdown(cancel_futures=True)
 
     # What the walk finds, in its order.

@@ -112,6 +112,7 @@ class DurableFile:
         """Create an empty temporary file in a directory of the file system where it will be linked."""
         self.path = os.path.join(directory, f"{os.getpid()}-{secrets.token_hex(12)}")
         self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._owner = os.getpid()
         self._buffer = bytearray(_BUFFER_SIZE)
         self._buffered = 0
         self._written = 0
@@ -169,6 +170,11 @@ class DurableFile:
             os.close(fd)
         with contextlib.suppress(OSError):
             os.unlink(self.path)
+
+    def __del__(self) -> None:
+        # An interrupt may come before anybody could note that this must be closed. In a fork it is the parent's file.
+        if getattr(self, "_owner", 0) == os.getpid():
+            self.close()
 
     def _flush(self) -> None:
         if self._buffered:

@@ -82,6 +82,7 @@ class LocalStore:
             fd = os.open(self._locate(key), _READ_FLAGS)
             try:
                 size = _regular_size(os.fstat(fd), key)
+                self._durable.add("")  # there is a store: if it goes away, it is not begun anew in the same place
                 return _read(fd, offset, size if length is None else min(size, offset + length))
             finally:
                 os.close(fd)

@@ -17,7 +17,7 @@ from vault.testing.trees import write_tree
 USAGE, NOT_FOUND, MOUNT = 2, 3, 7
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """A store with one small version."""
     folder = tmp_path_factory.mktemp("stored")
@@ -76,13 +76,14 @@ def test_the_background_process_is_nobodys_child_and_keeps_nothing_of_the_caller
             assert os.readlink(f"/proc/{mount.pid}/fd/{descriptor}") == target
 
 
-def test_nothing_is_left_after_the_end(stored, place, engine):
-    with mounted(stored, place, engine=engine) as mount:
+def test_nothing_is_left_after_the_end(stored, place, engine, tmp_path):
+    site = Site(stored.store, str(tmp_path / "cache"))
+    with mounted(site, place, engine=engine) as mount:
         assert content(mount) == "content"
-        (folder,) = [name for name in os.listdir(stored.cache) if len(name) == 32]
+        (folder,) = [name for name in os.listdir(site.cache) if len(name) == 32]
         mount.unmount()
-        assert os.listdir(f"{stored.cache}/{folder}/mounts") == []
-        assert os.listdir(f"{stored.cache}/{folder}/spool") == [], "all records are in the store"
+        assert os.listdir(f"{site.cache}/{folder}/mounts") == []
+        assert os.listdir(f"{site.cache}/{folder}/spool") == [], "all records are in the store"
         assert not mount.processes()
 
 

@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The unpacked source."""
     folder = tmp_path_factory.mktemp("linux")
@@ -35,13 +35,13 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sums(source: str) -> list[bytes]:
     """The SHA-256 of each of its files."""
     return run("sh", "-ec", SUMS, source, timeout_s=600).stdout.splitlines()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def committed(source: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("linux-store")
     site = Site.make(str(folder))

@@ -186,7 +186,7 @@ def test_a_listing_is_kept_by_the_kernel(shelf, direct, tmp_path):
     assert asked == 0, "five listings of 20,000 names were answered by the kernel"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def widest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, list[bytes]]]:
     """A version with 300,000 names in one folder."""
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # ext4 takes 20 s to make so many

@@ -40,13 +40,13 @@ def make_library(folder: str) -> Site:
     return site
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Site:
     """The library that no test changes."""
     return make_library(str(tmp_path_factory.mktemp("library")))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shown(library: Site, engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """Its mount."""
     with mounted(library, str(tmp_path_factory.mktemp("mnt")), engine=engine) as mount:

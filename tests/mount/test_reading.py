@@ -43,13 +43,13 @@ def cold(path: bytes) -> Iterator[int]:
         yield descriptor
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def files(shelf) -> dict[bytes, bytes]:
     """Contents by path."""
     return {path: data for path, node in paths(shelf.tree).items() if (data := content(node)) is not None}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def borders(shelf, files) -> dict[bytes, list[int]]:
     """Where the chunks of each large file begin."""
     repository = Repository.open(open_store(shelf.site.store), shelf.site.cache)

@@ -26,7 +26,7 @@ TREE: Tree = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("recording")
     write_tree(os.fsencode(folder / "source"), TREE)
@@ -208,13 +208,13 @@ def test_runs_and_audits_have_the_fields_that_are_promised(mount):
     assert len(mount.site.json("audit", "--content", "data@v2/train/003.bin")) == 2, "but the same bytes"
 
 
-def test_a_run_is_on_record_while_it_goes_on(mount):
-    with reader(mount, "going-on", "train/001.bin") as process:
-        record = wait_for("the run", lambda: mount.site.runs().get("going-on"))
-        assert record["ended"] is None
-        assert record["inputs"][0]["files_opened"] == 1
-        assert str(process.pid) not in record["run"]
-    wait_for("its end", lambda: mount.site.runs()["going-on"]["ended"])
+def test_a_run_is_on_record_while_it_goes_on(own, direct, tmp_path):
+    with mounted(own, str(tmp_path / "mnt"), engine=direct) as mount:
+        with reader(mount, "going-on", "train/001.bin"):
+            record = wait_for("the run", lambda: own.runs().get("going-on"))
+            assert record["ended"] is None
+            assert record["inputs"][0]["files_opened"] == 1
+        wait_for("its end, for which a named run waits some seconds", lambda: own.runs()["going-on"]["ended"])
 
 
 @contextmanager

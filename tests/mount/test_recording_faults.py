@@ -19,7 +19,7 @@ FILES = 1200
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root takes disks away and makes namespaces")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("records")
     write_tree(os.fsencode(folder / "source"), {b"%04d" % number: noise(40, seed=number) for number in range(FILES)})
@@ -53,7 +53,7 @@ def read_only(path: str) -> Iterator[None]:
 
 def spooled(site: Site) -> list[str]:
     """Return the files in which records wait."""
-    found = run("find", site.cache, "-path", "*/spool/*", "-type", "f").stdout.decode().splitlines()
+    found = [f"{folder}/{name}" for folder, _, names in os.walk(site.cache) for name in names if "/spool/" in folder]
     return [path for path in found if "/tables/" in path or os.path.basename(path).isdigit()]
 
 

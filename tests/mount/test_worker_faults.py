@@ -46,7 +46,7 @@ print(json.dumps({"opens": opens, "sums": sums, "failed": failed}))
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tree() -> Tree:
     """Some thousand small files, and large ones of each way of storing them."""
     base = noise(6 << 20, seed=1)
@@ -64,7 +64,7 @@ def _small(number: int) -> bytes:
     return noise(number % 9000, seed=number) if number % 3 else text(number, seed=number)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def committed(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Site:
     folder = tmp_path_factory.mktemp("faults")
     write_tree(os.fsencode(folder / "source"), tree)
@@ -73,7 +73,7 @@ def committed(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Site:
     return site
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sums(tree: Tree) -> dict[str, str]:
     return {
         path.decode(): hashlib.sha256(data).hexdigest()

@@ -69,7 +69,7 @@ class Workspace:
             )
 
     def environment(self) -> dict[str, str]:
-        """Return the environment for everything that is started. Python keeps what it has compiled, as it does for users."""
+        """Return the environment for all that is started. Python keeps what it has compiled, as it does for users."""
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         return {**kept, MARK: self.path, "LC_ALL": "C.UTF-8"}
 

@@ -23,8 +23,8 @@ from vault.ids import Digest
 from vault.repo.lru import Lru
 from vault.repo.maps import open_map
 from vault.repo.objects import ObjectLocation, ObjectReader
-from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
+from vault.repo.waits import Waits
 from vault.repo.whole_files import WholeFiles
 from vault.stores.base import Buffer
 

@@ -38,7 +38,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             own_device,
             parts.open_repository(),
             NodeTable(parts.state_dir),
-            parts.recorder(worker),
+            parts.recorder(worker, duty),
             statistics,
             worker,
             parts.facts,

@@ -21,6 +21,7 @@ from vault.format.config import Config
 from vault.repo.liveness import hold, is_held
 from vault.repo.repository import Repository
 from vault.repo.spool import Spool, create_spool
+from vault.repo.waits import Waits
 from vault.stores.base import Store
 from vault_fuse import device as fuse_device
 from vault_fuse.recorder import Recorder
@@ -67,9 +68,9 @@ class MountParts:
         """Open the repository anew: once in each process. Reads nothing: a worker starts while the store is away."""
         return Repository(self.open_store(), self.cache_root, self.config)
 
-    def recorder(self, worker: int) -> OpenRecorder:
-        """Return what records opens, for one worker."""
-        return _NoRecorder() if self.spool is None else Recorder(self.spool.folder, worker)
+    def recorder(self, worker: int, waits: Waits | None = None) -> OpenRecorder:
+        """Return what records opens, for one worker; `waits` is told before it has to wait for a disk."""
+        return _NoRecorder() if self.spool is None else Recorder(self.spool.folder, worker, waits)
 
 
 class _NoRecorder:

@@ -21,6 +21,7 @@ from vault.format.layout import CONFIG_KEY
 from vault.ids import LATEST, parse_ref
 from vault.repo.datasets import Dataset, Version
 from vault.repo.repository import Repository
+from vault.repo.waits import Waits, waiting
 from vault_fuse.nodes import Node, NodeKind
 from vault_fuse.wire import MOMENT_S
 
@@ -32,7 +33,10 @@ STATUS_FOLDER: Final = ".vault"
 class Namespace:
     """The mount's own folders as they were a moment ago."""
 
-    def __init__(self, repository: Repository, status_names: tuple[str, ...], started_ns: int) -> None:
+    def __init__(
+        self, repository: Repository, status_names: tuple[str, ...], started_ns: int, waits: Waits | None = None
+    ) -> None:
+        self._waits = waits
         self._datasets = repository.datasets
         self._store = repository.store
         self._started_ns = started_ns  # of the mount, the same in all workers
@@ -95,7 +99,8 @@ class Namespace:
         if now_s - self._read_s < MOMENT_S:
             return
         try:
-            self._read()
+            with waiting(self._waits):
+                self._read()
         except StoreError as error:
             if not self._folders:
                 raise

@@ -33,6 +33,7 @@ from vault.repo.read_table import (
     create_table,
 )
 from vault.repo.spool import Registration, Spool, open_spool
+from vault.repo.waits import Waits, waiting
 from vault_fuse.attribution import Identity, attribute, unseen_run
 from vault_fuse.launchers import Host
 from vault_fuse.proc import Process, shares_memory, sight, thread_group, working_directory
@@ -112,8 +113,13 @@ class _Run:
 class Recorder:
     """Records opens in a mount's spool."""
 
-    def __init__(self, spool_dir: str, worker_index: int) -> None:
+    def __init__(self, spool_dir: str, worker_index: int, waits: Waits | None = None) -> None:
         """Open the spool that the supervisor made (`vault.repo.spool.create_spool`); call this in the worker, after fork.
+
+        Args:
+            spool_dir: the spool's folder.
+            worker_index: of the worker, for the names of its tables.
+            waits: told before something is made durable.
 
         Raises:
             FormatError: there is no spool in spool_dir.
@@ -121,6 +127,7 @@ class Recorder:
         self._spool: Spool = open_spool(spool_dir)
         writer = self._spool.writer
         self._worker = worker_index
+        self._waits = waits
         self._pid = os.getpid()
         self._ticks = liveness.start_ticks(self._pid) or 0
         self._host = Host(
@@ -425,7 +432,8 @@ class Recorder:
         )  # fmt: skip
         slot = blake3(snapshot + ref.encode(errors="replace")).hexdigest(length=8)
         name = f"{run.run}~{slot}~{self._worker}-{now:x}"
-        run.tables[slot_key] = create_table(self._spool.tables, name, head, number, now, request)
+        with waiting(self._waits):
+            run.tables[slot_key] = create_table(self._spool.tables, name, head, number, now, request)
 
     def _check_room(self, needing: _Run, entries_total: int) -> None:
         """Bound what this worker maps and what the spool takes.

@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from vault.format.tree import NAME_LENGTH_MAX, Kind
 from vault.ids import Digest
-from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
+from vault.repo.waits import Waits, waiting
 from vault.stores.base import Buffer
 from vault_fuse import device as fuse_device
 from vault_fuse.backings import Backings
@@ -114,7 +114,7 @@ class Requests:
     ) -> None:
         self._device = device
         self._nodes = nodes
-        self._namespace = Namespace(repository, NAMES, started_ns)
+        self._namespace = Namespace(repository, NAMES, started_ns, waits)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, nodes, self._owner, waits)
         self._recorder = recorder
@@ -240,11 +240,8 @@ class Requests:
         """Return the answer to OPEN of a file that the kernel may read by itself."""
         assert self._backings is not None
         number = nodeid & ENTRY_MASK
-        self._waits.begin_waiting()  # the file may have to be hashed first
-        try:
+        with waiting(self._waits):  # the file may have to be hashed first
             path = slot.view.whole_path(number)
-        finally:
-            self._waits.end_waiting()
         self._record(slot, unique, number, uid, gid, tid)
         backing = self._backings.take(nodeid, lambda: self._open_backing(path))
         return OPEN_OUT.pack(_SHARED, FOPEN_PASSTHROUGH if backing else FOPEN_KEEP_CACHE, backing)

@@ -7,8 +7,8 @@ from typing import Final
 from vault.errors import RefNotFound
 from vault.format.tree import Kind
 from vault.ids import Digest
-from vault.repo.pack_reader import Waits
 from vault.repo.repository import Repository
+from vault.repo.waits import Waits, waiting
 from vault.view import SnapshotView, ViewCaches, open_view
 from vault_fuse.namespace import Namespace
 from vault_fuse.nodes import SLOT_SHIFT, NodeKind, NodeTable
@@ -120,13 +120,8 @@ class Slots:
         return True
 
     def _open_view(self, snapshot: Digest, *, thorough: bool) -> SnapshotView:
-        if self._waits is not None:
-            self._waits.begin_waiting()
-        try:
+        with waiting(self._waits):
             return open_view(self._repository, snapshot, self._caches, self._waits, thorough=thorough)
-        finally:
-            if self._waits is not None:
-                self._waits.end_waiting()
 
 
 def directory_entry(nodeid: int, time_ns: int, owner: tuple[int, int]) -> bytes:

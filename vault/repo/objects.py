@@ -13,7 +13,8 @@ from vault.format.digest import digest
 from vault.format.layout import pack_key, whole_index_key, whole_key
 from vault.format.pack import OBJECT_SIZE_MAX, Codec, ObjectKind
 from vault.ids import Digest
-from vault.repo.pack_reader import RangeReader, Waits
+from vault.repo.pack_reader import RangeReader
+from vault.repo.waits import Waits
 from vault.stores.base import Buffer, ByteReader
 
 

@@ -9,9 +9,10 @@ import os
 import stat
 from collections import OrderedDict
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from vault.errors import Damaged, KeyNotFound
+from vault.repo.waits import Waits, waiting
 from vault.stores.base import ByteReader, LocalFiles
 from vault.stores.durable import read_error
 
@@ -21,18 +22,6 @@ _OFFSET_MAX: Final = 1 << 62
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # never over a link, never waits for a FIFO
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)  # Linux
 _NOT_CACHED: Final = frozenset({errno.EAGAIN, errno.EOPNOTSUPP, errno.EINVAL})  # the last two: it cannot tell
-
-
-class Waits(Protocol):
-    """Told when a read has to wait for a disk or a store, so that somebody else may do other things meanwhile."""
-
-    def begin_waiting(self) -> None:
-        """Say that the caller is going to wait."""
-        ...
-
-    def end_waiting(self) -> None:
-        """Say that it waits no more."""
-        ...
 
 
 class RangeReader:
@@ -78,22 +67,14 @@ class RangeReader:
             done = _fill_from_cache(descriptor, offset, into)
             if done == len(into):
                 return done
-            self._waits.begin_waiting()
-            try:
+            with waiting(self._waits):
                 return done + _fill(descriptor, offset + done, into[done:])
-            finally:
-                self._waits.end_waiting()
         except OSError as error:
             raise read_error(error, key, key) from error
 
     def _get(self, key: str, offset: int, length: int) -> bytes:
-        if self._waits is None:
+        with waiting(self._waits):
             return self._store.get(key, offset=offset, length=length)
-        self._waits.begin_waiting()
-        try:
-            return self._store.get(key, offset=offset, length=length)
-        finally:
-            self._waits.end_waiting()
 
     def _open(self, key: str) -> int:
         assert self._local is not None

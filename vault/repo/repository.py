@@ -16,7 +16,7 @@ from vault.format.layout import CONFIG_KEY
 from vault.repo.datasets import Datasets
 from vault.repo.index import FreshIndex, ObjectIndex, open_index
 from vault.repo.objects import ObjectReader
-from vault.repo.pack_reader import Waits
+from vault.repo.waits import Waits
 from vault.repo.whole_files import WholeFiles
 from vault.stores.base import LocalFiles, Store
 

@@ -101,9 +101,9 @@ DEFECTS = [
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> Place:
+def pristine(shared_fast_path: Path) -> Place:
     """Return a place whose caches are all filled; copies of it are damaged."""
-    place = Place.make(tmp_path_factory.mktemp("pristine"))
+    place = Place.make(shared_fast_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stat_cache_module, "RACY_WINDOW_NS", 0)
         repository = place.repository()
@@ -116,10 +116,10 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture
-def place(pristine: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(pristine: Place, fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(stat_cache_module, "RACY_WINDOW_NS", 0)
-    shutil.copytree(pristine.root, tmp_path / "copy", symlinks=True)
-    return Place(str(tmp_path / "copy"))
+    shutil.copytree(pristine.root, fast_path / "copy", symlinks=True)
+    return Place(str(fast_path / "copy"))
 
 
 def cache_path(place: Place, name: str) -> Path:

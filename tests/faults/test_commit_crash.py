@@ -68,18 +68,18 @@ def stored_objects(place: Place) -> list[Digest]:
 
 
 @pytest.fixture
-def prepare(tmp_path: Path) -> Callable[[int], Place]:
+def prepare(fast_path: Path) -> Callable[[int], Place]:
     """Return what makes the place of a try: a store with one version, and its cache."""
-    Place.make(tmp_path).write(NEW)
-    os.rename(tmp_path / "source", tmp_path / "new")
+    Place.make(fast_path).write(NEW)
+    os.rename(fast_path / "source", fast_path / "new")
 
-    (tmp_path / "old").mkdir()
-    old = Place.make(tmp_path / "old")
+    (fast_path / "old").mkdir()
+    old = Place.make(fast_path / "old")
     with small_packs():
         commit(old.repository(), old.write(OLD), "d")
 
     def make(step: int) -> Place:
-        place = Place(str(tmp_path / str(step)))
+        place = Place(str(fast_path / str(step)))
         shutil.copytree(old.store_path, place.store_path, copy_function=os.link)
         shutil.copytree(old.cache(), place.cache())
         return place
@@ -155,9 +155,9 @@ def test_a_commit_that_is_interrupted(prepare: Callable[[int], Place], at: int) 
     check_what_is_left(place, expected, "cache")
 
 
-def test_what_was_stored_before_an_interrupt_is_not_stored_again(tmp_path: Path) -> None:
+def test_what_was_stored_before_an_interrupt_is_not_stored_again(fast_path: Path) -> None:
     """Interrupted over and over, a commit comes to its end all the same: each try stores something that stays."""
-    place = Place.make(tmp_path)
+    place = Place.make(fast_path)
     tree: Tree = {b"%03d" % n: noise(30_000, n) for n in range(100)}
     place.write(tree)
     total = 100 * 30_000
@@ -192,9 +192,9 @@ def test_what_was_stored_before_an_interrupt_is_not_stored_again(tmp_path: Path)
     assert place.problems() == []
 
 
-def test_a_pack_whose_index_is_missing_is_taken_if_it_is_good(tmp_path: Path) -> None:
+def test_a_pack_whose_index_is_missing_is_taken_if_it_is_good(fast_path: Path) -> None:
     """What an unfinished commit left is found by the next one under the very name that it would give."""
-    place = Place.make(tmp_path)
+    place = Place.make(fast_path)
     tree: Tree = {b"a": noise(50_000), b"b": noise(LARGE)}
     snapshot = commit(place.repository(), place.write(tree), "d").snapshot
     for key in list(place.keys()):
@@ -207,9 +207,9 @@ def test_a_pack_whose_index_is_missing_is_taken_if_it_is_good(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["pack", "pack index", "whole file", "chunk table"])
-def test_what_is_in_the_way_and_damaged_is_not_taken(tmp_path: Path, kind: str) -> None:
+def test_what_is_in_the_way_and_damaged_is_not_taken(fast_path: Path, kind: str) -> None:
     """A commit must not rely on a file that is not what its name says. Once that is deleted, the same commit works."""
-    place = Place.make(tmp_path)
+    place = Place.make(fast_path)
     tree: Tree = {b"a": noise(50_000), b"b": noise(LARGE)}
     commit(place.repository(), place.write(tree), "d")
     ending = {"pack": ".pack", "pack index": ".idx", "whole file": "", "chunk table": ".idx"}[kind]

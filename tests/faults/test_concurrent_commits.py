@@ -44,8 +44,8 @@ def commit_tree(root: str, number: int, dataset: str, cache: str) -> tuple[int, 
 
 @pytest.mark.parametrize("datasets", ["one", "several"])
 @pytest.mark.parametrize("caches", ["one", "several"])
-def test_different_trees_at_once(tmp_path: Path, datasets: str, caches: str) -> None:
-    place = Place.make(tmp_path)
+def test_different_trees_at_once(fast_path: Path, datasets: str, caches: str) -> None:
+    place = Place.make(fast_path)
     for number in range(PROCESSES):
         write_tree(os.path.join(place.root, f"source{number}").encode(), tree_of(number))
     name = ["d"] * PROCESSES if datasets == "one" else [f"d{number}" for number in range(PROCESSES)]
@@ -65,9 +65,9 @@ def test_different_trees_at_once(tmp_path: Path, datasets: str, caches: str) -> 
     assert place.temporary() == []
 
 
-def test_one_tree_by_all_at_once(tmp_path: Path) -> None:
+def test_one_tree_by_all_at_once(fast_path: Path) -> None:
     """Packs, maps and whole files of one name: who comes second finds them, looks at them and goes on."""
-    place = Place.make(tmp_path)
+    place = Place.make(fast_path)
     for number in range(PROCESSES):
         write_tree(os.path.join(place.root, f"source{number}").encode(), tree_of(0))
     made = together(commit_tree, [(place.root, n, f"d{n}", f"cache{n}") for n in range(PROCESSES)])
@@ -115,8 +115,8 @@ def verify_again_and_again(root: str, turns: int) -> int:
     return turns
 
 
-def test_commits_while_others_make_the_index_anew_and_verify(tmp_path: Path) -> None:
-    place = Place.make(tmp_path, SMALL_CHUNKS)
+def test_commits_while_others_make_the_index_anew_and_verify(fast_path: Path) -> None:
+    place = Place.make(fast_path, SMALL_CHUNKS)
     commit(place.repository(), place.write({b"%d" % n: noise(100, n) for n in range(2000)}), "d")
     jobs = [commit_again_and_again, spoil_the_index, verify_again_and_again]
     assert together(one_of, [(job.__name__, place.root, 25) for job in jobs]) == [25, 25, 25]

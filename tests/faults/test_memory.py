@@ -2,11 +2,8 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,8 +13,6 @@ from vault.testing.places import Place
 from vault.view import open_view
 
 PEAK_MAX = 400 << 20
-RAM_DISK = "/dev/shm"
-ROOM = 4 << 30
 
 # What the process prints: its peak, as the kernel counted it since exec. (ru_maxrss would count what pytest has, too.)
 COMMIT = """
@@ -34,11 +29,8 @@ print(json.dumps({"peak": peak, "files": result.files, "files_read": result.file
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """Return a place that takes many files fast, in a RAM disk if there is one, and leaves nothing."""
-    has_room = os.path.isdir(RAM_DISK) and shutil.disk_usage(RAM_DISK).free > ROOM
-    with tempfile.TemporaryDirectory(dir=RAM_DISK if has_room else tmp_path) as folder:
-        yield Place.make(folder)
+def place(fast_path: Path) -> Place:
+    return Place.make(fast_path)
 
 
 def commit_measured(place: Place) -> dict[str, int]:

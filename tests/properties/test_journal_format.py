@@ -87,9 +87,9 @@ def test_bytes_are_canonical(entry: Entry) -> None:
 @given(entries)
 def test_fields_and_kinds_of_the_future_are_borne(entry: Entry) -> None:
     document = json.loads(encode_entry(entry))
-    more = json.dumps(document | {"colour": {"deep": [1, 2, None]}}).encode()
+    more = json.dumps(document | {"colour": {"deep": [1, 2, None]}}).encode() + b"\n"
     assert decode_entry(more, DATASET_KINDS) == entry
-    unknown = decode_entry(json.dumps(document | {"kind": "hold"}).encode(), DATASET_KINDS)
+    unknown = decode_entry(json.dumps(document | {"kind": "hold"}).encode() + b"\n", DATASET_KINDS)
     assert isinstance(unknown, UnknownEntry)
     assert (unknown.kind, unknown.n, unknown.prev) == ("hold", entry.n, entry.prev)
     assert unknown.fields == document | {"kind": "hold"}

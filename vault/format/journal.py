@@ -133,6 +133,8 @@ def decode_entry(data: bytes, known: Kinds) -> Entry:
     header = _decode(data, _Header)
     if header.v > JOURNAL_VERSION:
         raise UnsupportedVersion("journal entry", header.v, JOURNAL_VERSION)
+    if not data.endswith(b"\n"):
+        raise FormatError("journal entry", "it does not end in a newline: it was cut off")
     entry_type = known.get(header.kind)
     entry = _decode_unknown(data) if entry_type is None else _decode(data, entry_type)
     _check_link(entry)

@@ -12,7 +12,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from vault.errors import CacheUnusable, Damaged, VaultError
+from vault.errors import CacheUnusable, Damaged, FormatError, VaultError
+from vault.format.journal import entry_key
 from vault.format.layout import DATASETS
 from vault.format.readset import decode_readset
 from vault.format.records import RecordEntry, run_journal
@@ -99,13 +100,21 @@ class Verification:
                 seen.add(run)
                 self.result.runs += 1
                 state.report("runs")
+            prefix = run_journal(run, writer)
             try:
-                for _, entry in runs.follow(run, writer, check_end=True):
+                for position, entry in runs.follow(run, writer, check_end=True):
                     if isinstance(entry, RecordEntry):
-                        for reads in entry.reads:
-                            decode_readset(reads.delta, reads.entries_total)
+                        yield from _read_set_problems(entry_key(prefix, position.number), entry)
             except VaultError as error:
-                yield _journal_problem(run_journal(run, writer), error)
+                yield _journal_problem(prefix, error)
+
+
+def _read_set_problems(key: str, entry: RecordEntry) -> Iterator[Problem]:
+    try:
+        for reads in entry.reads:
+            decode_readset(reads.delta, reads.entries_total)
+    except FormatError as error:
+        yield Problem(ProblemKind.JOURNAL, key, str(error))
 
 
 def _journal_problem(prefix: str, error: VaultError) -> Problem:

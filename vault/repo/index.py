@@ -95,8 +95,10 @@ class ObjectIndex:
             if known is None:
                 container = transaction.get(_NUMBER.pack(number), db=self._file.db(_CONTAINERS), default=b"")
                 if len(container) != 1 + DIGEST_SIZE:
-                    raise LookupError(f"there is no container {number}")
+                    raise self._file.damaged(f"there is no container {number}")
                 known = self._containers[number] = (container[:1] == b"w", Digest(bytes(container[1:])))
+            if codec >= len(_CODECS) or kind not in _KINDS:
+                raise self._file.damaged(f"an object has codec {codec} and kind {kind}")
             return ObjectLocation(known[1], known[0], offset, length, size, _CODECS[codec], _KINDS[kind])
 
     def _contains(self, digests: Sequence[Digest | None]) -> list[bool]:

@@ -31,7 +31,7 @@ from vault.errors import CacheUnusable, VaultError
 
 logger = logging.getLogger(__name__)
 
-_MAP_SIZE: Final = 1 << 40  # address space, not memory and not disk: it never has to grow
+_MAP_SIZE: Final = 1 << 38  # address space, not memory and not disk: 256 GiB, of which a process has room for hundreds
 _READERS_MAX: Final = 1024
 _DATABASES_MAX: Final = 16
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
@@ -40,7 +40,7 @@ _USES: Final = 128  # read transactions, before a look at how much memory the fi
 _LOCK_SIZE: Final = 128 << 10
 _MAPPED_MAX: Final = 112 << 20  # of all mapped files, programs and libraries too: some 50 MiB
 _NOT_ITS_FAULT: Final = (lmdb.ReadonlyError, lmdb.LockError, lmdb.MemoryError, lmdb.DiskError)  # the file may be good
-_DAMAGE: Final = (lmdb.Error, struct.error, LookupError, msgspec.MsgspecError, zstandard.ZstdError)  # also in what it holds
+_DAMAGE: Final = (lmdb.Error, struct.error, msgspec.MsgspecError, zstandard.ZstdError)  # also in what it holds
 _environments: dict[str, tuple[int, int, Any]] = {}  # path -> (process, instances, environment)
 _environments_lock = threading.Lock()
 _forgotten: deque[tuple[str, Any]] = deque()  # instances that nobody has any more: let go of when the next is opened
@@ -101,7 +101,7 @@ class LmdbFile:
             self._fill_to_end()
             self.let_go()
         except VaultError:
-            raise  # some are OSErrors or LookupErrors, too
+            raise  # some are OSErrors, too
         except (*_DAMAGE, OSError) as error:
             raise self._translate(error) from error
 
@@ -150,8 +150,12 @@ class LmdbFile:
         reason = str(error).rpartition(": ")[2]
         if isinstance(error, _NOT_ITS_FAULT):
             return CacheUnusable(self._path, reason)
+        return self.damaged(reason)
+
+    def damaged(self, reason: str) -> CacheDamaged:
+        """Return the error for a file whose contents make no sense. Whoever opens it next makes it anew."""
         with contextlib.suppress(OSError):
-            os.unlink(self._marker)  # whoever opens it next makes it anew
+            os.unlink(self._marker)
         return CacheDamaged(self._path, f"it is damaged ({reason}); run the command again, and it is made anew")
 
     def _open_or_renew(self) -> None:

@@ -213,8 +213,7 @@ class RunIndex:
             try:
                 for position, entry in self._runs.follow(run, writer, position):  # noqa: B020 - goes on from there
                     if isinstance(entry, RecordEntry):
-                        for reads in entry.reads:
-                            add_reads(counts, reads)
+                        add_reads(counts, entry)
                         found = add_entry(found, writer, entry)
                     added += 1
                     positions[name] = position

@@ -13,7 +13,7 @@ from vault.errors import FormatError, InvalidRef, RefNotFound
 from vault.format.journal import Entry, entry_number
 from vault.format.layout import RUNS
 from vault.format.readset import decode_readset
-from vault.format.records import RUN_KINDS, ProcessClass, Reads, RecordEntry, class_of_run, run_journal
+from vault.format.records import RUN_KINDS, ProcessClass, RecordEntry, class_of_run, run_journal
 from vault.ids import Digest, RunId, check_run_id, parse_digest
 from vault.repo.journals import START, Journal, Position
 from vault.repo.read_counts import ReadCounts
@@ -106,8 +106,7 @@ class Runs:
             for _, entry in self.follow(run, writer):
                 if isinstance(entry, RecordEntry):
                     found = add_entry(found, writer, entry)
-                    for reads in entry.reads:
-                        add_reads(counts, reads)
+                    add_reads(counts, entry)
         if not found.starts:
             raise RefNotFound(run, "run")
         return with_opened(found, {key: value.opened(range(1 << 62)) for key, value in counts.items()}), counts
@@ -166,16 +165,20 @@ def add_entry(run: Run, writer: str, entry: RecordEntry) -> Run:
     return msgspec.structs.replace(run, **changes)
 
 
-def add_reads(counts: dict[tuple[Digest, str], ReadCounts], reads: Reads) -> None:
-    """Add a section of an entry to the counts of its snapshot and ref.
+def add_reads(counts: dict[tuple[Digest, str], ReadCounts], entry: RecordEntry) -> None:
+    """Add what an entry says was opened to the counts of each snapshot and ref: all of it, or nothing.
 
     Raises:
-        FormatError: its read set is damaged.
+        FormatError: a read set is damaged.
     """
-    if reads.entries_total > ENTRIES_TOTAL_MAX:
-        raise FormatError("record entry", f"a snapshot of {reads.entries_total:,} entries")
-    segments = decode_readset(reads.delta, reads.entries_total)
-    counts.setdefault((parse_digest(reads.snapshot), reads.ref), ReadCounts()).add(segments)
+    decoded = []
+    for reads in entry.reads:
+        if reads.entries_total > ENTRIES_TOTAL_MAX:
+            raise FormatError("record entry", f"a snapshot of {reads.entries_total:,} entries")
+        segments = decode_readset(reads.delta, reads.entries_total)
+        decoded.append(((parse_digest(reads.snapshot), reads.ref), segments))
+    for key, segments in decoded:
+        counts.setdefault(key, ReadCounts()).add(segments)
 
 
 def with_opened(run: Run, opened: dict[tuple[Digest, str], int]) -> Run:

@@ -18,7 +18,7 @@ from vault.format.chunk_table import ChunkTable
 from vault.format.layout import whole_key
 from vault.format.mapfile import How, Location, PageLocation, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import Columns, Entry, IndexPage, Kind, LeafPage, decode_page
+from vault.format.tree import Columns, Entry, IndexPage, Kind, LeafPage, check_empty, decode_page
 from vault.ids import Digest
 from vault.repo.lru import Lru
 from vault.repo.maps import open_map
@@ -199,6 +199,7 @@ class SnapshotView:
         entry = self.attributes(number)
         end = min(offset + size, entry.size)
         if offset >= end or not entry.is_file:
+            check_empty(entry)
             return b""
         location = self._map.location(number)
         if location.how == How.WHOLE:

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from blake3 import blake3
 
 from vault.errors import FormatError, UnsupportedVersion
-from vault.format.digest import digest
+from vault.format.digest import EMPTY, digest
 from vault.ids import Digest
 
 MAGIC: Final = b"VTRE"
@@ -110,6 +110,12 @@ def check_entry_name(name: bytes) -> bytes:
     if not 0 < len(name) <= NAME_LENGTH_MAX or b"/" in name or b"\0" in name or name in _DOTS:
         raise FormatError("tree entry", f"{name[:NAME_LENGTH_MAX]!r} cannot be a name")
     return name
+
+
+def check_empty(entry: Entry) -> None:
+    """Raise FormatError for an entry that is said to be an empty file, and has the digest of something."""
+    if not entry.size and entry.is_file and entry.digest != EMPTY:
+        raise FormatError("tree entry", f"{entry.name!r} has another size than its content")
 
 
 def sum_totals(entries: Sequence[Entry]) -> Totals:

@@ -8,11 +8,11 @@ from typing import Final
 
 from blake3 import blake3
 
-from vault.errors import Damaged, DigestMismatch
+from vault.errors import Damaged, DigestMismatch, FormatError
 from vault.format.chunk_table import ChunkTable
 from vault.format.layout import whole_key
 from vault.format.pack import ObjectKind
-from vault.format.tree import Entry
+from vault.format.tree import Entry, check_empty
 from vault.repo.objects import ObjectReader
 from vault.stores.base import Buffer
 
@@ -29,6 +29,7 @@ def read_content(objects: ObjectReader, entry: Entry) -> Iterator[Buffer]:
         ObjectMissing, IntegrityError, StoreError: at once or in the middle.
     """
     if not entry.size:
+        check_empty(entry)
         return
     location = objects.locate(entry.digest)
     if location.in_whole and location.container == entry.digest:
@@ -60,4 +61,7 @@ def _whole(objects: ObjectReader, entry: Entry) -> Iterator[Buffer]:
 
 def _chunks(objects: ObjectReader, table: ChunkTable) -> Iterator[Buffer]:
     for chunk in table.chunks:
-        yield objects.load(chunk.digest)
+        data = objects.load(chunk.digest)
+        if len(data) != chunk.size:
+            raise FormatError("chunk table", "a chunk has another size than its content")
+        yield data

@@ -233,6 +233,24 @@ def test_a_leaf_that_lies(place: Place, evil: str, below: bool) -> None:
     assert look_at(place, snapshot), "verify has nothing to say about it"
 
 
+@pytest.mark.parametrize("evil", ["not in order", "twice a file", "a symlink, then a folder of its name"])
+def test_names_that_do_not_ascend_are_refused_where_they_are_met(place: Place, evil: str) -> None:
+    """Before anything is made of them: a second file of one name is no accident of the target's file system."""
+    forger = Forger(place.store())
+    forger.blob(ABC)
+    forger.page(leaf([]))
+    snapshot = forger.page(LEAVES[evil]())
+    reader = place.repository().object_reader()
+    trees = TreeReader(reader)
+    with pytest.raises(FormatError, match="ascending"):
+        list(list_entries(trees, root_entry(trees, snapshot), recursive=False))
+    with pytest.raises(FormatError, match="ascending"):
+        list(diff_entries(trees, root_entry(trees, snapshot), root_entry(trees, EMPTY_FOLDER)))
+    with pytest.raises(FormatError, match="ascending"):
+        checkout(reader, root_entry(trees, snapshot), os.fsencode(place.root) + b"/out")
+    reader.close()
+
+
 # Indexes.
 
 

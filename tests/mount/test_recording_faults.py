@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from vault.api import open_vault
+from vault.repo.spool import list_spools
 from vault.testing.mounts import Mount, Site, mounted, run, wait_for
 from vault.testing.trees import noise, write_tree
 
@@ -58,11 +59,9 @@ def spooled(site: Site) -> list[str]:
 
 
 def spooled_of_others(site: Site, mount: Mount) -> list[str]:
-    """Return the files in which records of other mounts wait."""
-    own = [
-        path for path in run("grep", "-rl", f'"pid":{mount.pid},', site.cache).stdout.decode().split() if "writer" in path
-    ]
-    return [path for path in spooled(site) if not path.startswith(os.path.dirname(own[0]))]
+    """Return the spools of mounts that have ended."""
+    roots = [f"{site.cache}/{name}/spool" for name in os.listdir(site.cache)]
+    return [spool.folder for root in roots for spool in list_spools(root) if spool.writer.pid != mount.pid]
 
 
 def test_reads_go_on_while_the_store_takes_no_records_which_arrive_later_once(own, engine, tmp_path):

@@ -135,7 +135,7 @@ def _own_index(repository: Repository) -> Iterator[ObjectIndex]:
     except OSError as error:
         raise CacheUnusable(repository.cache_dir, error.strerror or str(error)) from error
     try:
-        index = open_index(os.path.join(place, "index.lmdb"), repository.store)
+        index = open_index(os.path.join(place, "index.lmdb"), repository.store, pass_over_unreadable=True)
         try:
             index.refresh()
             yield index

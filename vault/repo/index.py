@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from vault.clock import monotonic_s
-from vault.errors import FormatError, KeyNotFound
+from vault.errors import FormatError, KeyNotFound, StoreError, VaultError
 from vault.format.chunk_table import TABLE_SIZE_MAX, ChunkTable, decode_chunk_table
 from vault.format.layout import PACKS, WHOLE, index_digest
 from vault.format.pack import INDEX_SIZE_MAX, Codec, ObjectKind, PackIndex, decode_index
@@ -36,9 +36,11 @@ _Row = tuple[Digest, int, int, int, int, int]
 class ObjectIndex:
     """Finds objects by digest."""
 
-    def __init__(self, file: LmdbFile, store: ByteReader) -> None:
+    def __init__(self, file: LmdbFile, store: ByteReader, passed_over: tuple[type[VaultError], ...]) -> None:
+        """Use `open_index`."""
         self._file = file
         self._store = store
+        self._passed_over = passed_over
         self._containers: dict[int, tuple[bool, Digest]] = {}
 
     def find(self, object_digest: Digest) -> ObjectLocation | None:
@@ -158,7 +160,7 @@ class ObjectIndex:
             if table.file != digest:
                 raise FormatError("chunk table", "it belongs to another file")
             return _Contents(b"w" + digest, tuple(_whole_rows(table)))
-        except (FormatError, KeyNotFound) as error:
+        except self._passed_over as error:
             logger.error("%s is left out of the object index: %s", key, error)
             return None
 
@@ -218,9 +220,17 @@ class FreshIndex:
         return self._index.find(object_digest)
 
 
-def open_index(path: str, store: ByteReader) -> ObjectIndex:
-    """Open the object index in the cache directory."""
-    return ObjectIndex(LmdbFile(path, version=CACHE_VERSION, databases=(_OBJECTS, _CONTAINERS, _SEEN)), store)
+def open_index(path: str, store: ByteReader, *, pass_over_unreadable: bool = False) -> ObjectIndex:
+    """Open the object index in the cache directory.
+
+    Args:
+        path: where, a directory of its own.
+        store: what it is the index of.
+        pass_over_unreadable: go on without an index that the store has and does not give. Else that is an error: what it
+            names would look as if it were lost.
+    """
+    file = LmdbFile(path, version=CACHE_VERSION, databases=(_OBJECTS, _CONTAINERS, _SEEN))
+    return ObjectIndex(file, store, (FormatError, StoreError if pass_over_unreadable else KeyNotFound))
 
 
 class _Contents(NamedTuple):

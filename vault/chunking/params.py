@@ -6,7 +6,9 @@ from typing import Final
 from vault.errors import FormatError
 
 CHUNK_SIZE_MIN: Final = 4 << 10
-CHUNK_SIZE_MAX: Final = 64 << 20
+MIN_SIZE_MAX: Final = 1 << 20
+AVG_SIZE_MAX: Final = 4 << 20
+CHUNK_SIZE_MAX: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,11 @@ class ChunkingParams:
     def __post_init__(self) -> None:
         if self.name != "fastcdc":
             raise FormatError("chunking", f"unknown method {self.name!r}")
-        if not CHUNK_SIZE_MIN <= self.min_size < self.avg_size < self.max_size <= CHUNK_SIZE_MAX:
-            raise FormatError("chunking", "sizes must ascend and lie between 4 KiB and 64 MiB")
+        sizes = (self.min_size, self.avg_size, self.max_size)
+        if not CHUNK_SIZE_MIN <= self.min_size < self.avg_size < self.max_size or any(size % 2 for size in sizes):
+            raise FormatError("chunking", "sizes must be even and ascend from 4 KiB: min, avg, max")
+        if self.min_size > MIN_SIZE_MAX or self.avg_size > AVG_SIZE_MAX or self.max_size > CHUNK_SIZE_MAX:
+            raise FormatError("chunking", "sizes may be up to 1 MiB (min), 4 MiB (avg) and 16 MiB (max)")
 
 
 DEFAULT: Final = ChunkingParams()

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import zstandard
 
-from vault.errors import FormatError
+from vault.errors import FormatError, UnsupportedVersion
 
 VERSION: Final = 1
 SEGMENTS_MAX: Final = 1 << 20
@@ -80,8 +80,10 @@ def decode_readset(text: str, entries_total: int) -> list[Segment]:
         UnsupportedVersion: a newer vault wrote it.
     """
     payload = _decompress(text)
-    if payload[:1] != bytes((VERSION,)):
-        raise FormatError("read set", f"version {payload[0] if payload else '(none)'} is not known")
+    if not payload or payload[0] == 0:
+        raise FormatError("read set", "it has no version")
+    if payload[0] > VERSION:
+        raise UnsupportedVersion("read set", payload[0], VERSION)
     total, at = _get(payload, 1)
     if total > SEGMENTS_MAX or 3 * total > len(payload) - at:
         raise FormatError("read set", f"{total} segments in {len(payload)} bytes")

@@ -17,6 +17,12 @@ from typing import Final
 
 from blake3 import blake3
 
+from vault.capture.attribution import Identity, attribute, unseen_run
+from vault.capture.launchers import Host
+from vault.capture.proc import Process, shares_memory, sight, thread_group, working_directory
+from vault.capture.process_class import class_of
+from vault.capture.process_tree import is_manager
+from vault.capture.redaction import redact_command
 from vault.clock import format_time
 from vault.errors import FormatError, RecordingError
 from vault.format.records import ProcessClass, Reader, Start
@@ -34,12 +40,6 @@ from vault.repo.read_table import (
 )
 from vault.repo.spool import Registration, Spool, open_spool
 from vault.repo.waits import Waits, waiting
-from vault_fuse.attribution import Identity, attribute, unseen_run
-from vault_fuse.launchers import Host
-from vault_fuse.proc import Process, shares_memory, sight, thread_group, working_directory
-from vault_fuse.process_class import class_of
-from vault_fuse.process_tree import is_manager
-from vault_fuse.redaction import redact_command
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,10 @@ from pathlib import Path
 
 import click
 import pytest
-from vault_fuse import launchers, status_files
+from vault_fuse import status_files
 
 from vault import errors
+from vault.capture import launchers
 from vault.cli.cmd_runs import run_record
 from vault.cli.commands import COMMANDS, CommandTable
 from vault.ids import Digest, RunId
@@ -201,9 +202,9 @@ def test_every_public_limit_is_listed():
         "vault.format.readset:TEXT_LENGTH_MAX",
         "vault.format.readset:TIMES_MAX",
         "vault.repo.spool:FILE_SIZE_MAX",
-        "vault_fuse.proc:STAT_SIZE_MAX",
-        "vault_fuse.proc:STATUS_SIZE_MAX",
-        "vault_fuse.redaction:ARGUMENTS_MAX",
+        "vault.capture.proc:STAT_SIZE_MAX",
+        "vault.capture.proc:STATUS_SIZE_MAX",
+        "vault.capture.redaction:ARGUMENTS_MAX",
     }
     found = set()
     for package, folder in (("vault", ROOT / "vault"), ("vault_fuse", ROOT / "fuse" / "vault_fuse")):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from vault_fuse.attribution import Identity, attribute, unseen_run
-from vault_fuse.launchers import Host, slug
-from vault_fuse.proc import Process, Sighting
 
+from vault.capture.attribution import Identity, attribute, unseen_run
+from vault.capture.launchers import Host, slug
+from vault.capture.proc import Process, Sighting
 from vault.ids import RunId, check_run_id
 
 SAMPLES = sorted((Path(__file__).parent / "proc_samples").glob("*.json"))

@@ -8,7 +8,7 @@ docs/explanation/whose-read-is-it.md has the rules with their reasons. Threads: 
 from collections.abc import Sequence
 from typing import Final
 
-from vault_fuse.proc import SHELLS, Process
+from vault.capture.proc import SHELLS, Process
 
 # They start other people's work and outlive it: what hangs directly below one of them is the root of a run.
 MANAGERS: Final = frozenset(

@@ -9,10 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from vault.errors import InvalidRef
-from vault.format.records import ProcessClass
-from vault.ids import RunId, check_run_id
-from vault_fuse.launchers import (
+from vault.capture.launchers import (
     CONTAINERS,
     FRAMEWORKS,
     RANKS,
@@ -24,9 +21,12 @@ from vault_fuse.launchers import (
     trackers,
     tree_run,
 )
-from vault_fuse.proc import RUN_VARIABLE, Process, Sighting
-from vault_fuse.process_class import class_of
-from vault_fuse.process_tree import find_root, find_session_root
+from vault.capture.proc import RUN_VARIABLE, Process, Sighting
+from vault.capture.process_class import class_of
+from vault.capture.process_tree import find_root, find_session_root
+from vault.errors import InvalidRef
+from vault.format.records import ProcessClass
+from vault.ids import RunId, check_run_id
 
 ATTEMPT_VARIABLE: Final = "VAULTFS_ATTEMPT"
 RUN_ID_LENGTH_MAX: Final = 128

@@ -15,9 +15,9 @@ from typing import Final
 
 from blake3 import blake3
 
+from vault.capture.proc import Sighting
+from vault.capture.process_tree import find_root, script_name
 from vault.clock import format_time
-from vault_fuse.proc import Sighting
-from vault_fuse.process_tree import find_root, script_name
 
 DETAIL_LENGTH_MAX: Final = 256
 _NOT_IN_RUN_ID = re.compile(r"[^A-Za-z0-9._=+-]+|\.{2,}")

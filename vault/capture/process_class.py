@@ -6,9 +6,9 @@ one: an audit shows all classes, a listing of runs leaves the noise out. Pure. T
 
 from typing import Final
 
+from vault.capture.proc import SHELLS, Process
+from vault.capture.process_tree import script_name
 from vault.format.records import ProcessClass
-from vault_fuse.proc import SHELLS, Process
-from vault_fuse.process_tree import script_name
 
 _INDEXERS: Final = frozenset(
     (

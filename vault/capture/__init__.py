@@ -1,0 +1,1 @@
+"""What can be found out about a run: whose process reads, its code, environment, machine. Writes nothing to a store."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vault.ops.verify import Problem, Verification
     from vault.progress import Progress
     from vault.repo.datasets import Dataset, Version
-    from vault.repo.runs import Input, Run
+    from vault.repo.run_model import Input, Run
 
     __version__: str
 
@@ -38,13 +38,13 @@ _PLACES: Final = {
     "Dataset": "vault.repo.datasets:Dataset",
     "Entry": "vault.format.tree:Entry",
     "Found": "vault.api:Found",
-    "Input": "vault.repo.runs:Input",
+    "Input": "vault.repo.run_model:Input",
     "Kind": "vault.format.tree:Kind",
     "OpenedFile": "vault.ops.audit:OpenedFile",
     "Problem": "vault.ops.verify:Problem",
     "Progress": "vault.progress:Progress",
     "Read": "vault.ops.audit:Read",
-    "Run": "vault.repo.runs:Run",
+    "Run": "vault.repo.run_model:Run",
     "Vault": "vault.api:Vault",
     "VaultError": "vault.errors:VaultError",
     "Verification": "vault.ops.verify:Verification",

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vault.ops.commit import CommitResult
     from vault.ops.diff import Change
     from vault.ops.verify import Verification
-    from vault.repo.runs import Run
+    from vault.repo.run_model import Run
     from vault.repo.trees import TreeReader
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import vault.format.tree as tree_module
-import vault.ops.commit as commit_module
+import vault.ops.freeze as freeze_module
 from vault.errors import (
     FormatError,
     IntegrityError,
@@ -68,7 +68,7 @@ TREES = {"d@v1": V1, "d@v2": V2, "d@v3": V3, "e@v1": {b"a": b"1"}, "e@v2": {b"a"
 def small_limits() -> Iterator[None]:
     """Large files from 64 KiB on, and directories of several pages from seven names on."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit_module, "PACKED_SIZE_MAX", 64 << 10)
+        patch.setattr(freeze_module, "PACKED_SIZE_MAX", 64 << 10)
         patch.setattr(tree_module, "SINGLE_PAGE_ENTRIES_MAX", 6)
         patch.setattr(tree_module, "PAGE_ENTRIES_MIN", 3)
         patch.setattr(tree_module, "PAGE_ENTRIES_MAX", 6)

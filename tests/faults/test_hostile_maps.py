@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import vault.format.tree as tree_module
-import vault.ops.commit as commit_module
+import vault.ops.freeze as freeze_module
 from vault.errors import FormatError, IntegrityError, KeyNotFound, ObjectMissing
 from vault.format.layout import map_key
 from vault.format.mapfile import HEADER_SIZE, SnapshotMap, check_locations
@@ -47,7 +47,7 @@ class Pristine:
 @pytest.fixture(scope="module")
 def pristine(shared_fast_path: Path) -> Iterator[Pristine]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit_module, "PACKED_SIZE_MAX", 64 << 10)
+        patch.setattr(freeze_module, "PACKED_SIZE_MAX", 64 << 10)
         patch.setattr(tree_module, "SINGLE_PAGE_ENTRIES_MAX", 6)
         patch.setattr(tree_module, "PAGE_ENTRIES_MIN", 3)
         patch.setattr(tree_module, "PAGE_ENTRIES_MAX", 6)

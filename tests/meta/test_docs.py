@@ -24,7 +24,7 @@ from vault.capture import launchers
 from vault.cli.cmd_runs import run_record
 from vault.cli.commands import COMMANDS, CommandTable
 from vault.ids import Digest, RunId
-from vault.repo.runs import Input, Run
+from vault.repo.run_model import Input, Run
 from vault.settings import VARIABLES
 from vault.testing.mounts import mount_types, why_not_mountable
 from vault.testing.transcripts import Block, Prompt, blocks, console_steps, pattern

@@ -11,7 +11,7 @@ from vault.cli.output import count_text, one_line, time_text
 from vault.clock import now_ns
 from vault.errors import UsageError
 from vault.format.records import ProcessClass
-from vault.repo.runs import Input, Run
+from vault.repo.run_model import Input, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from vault.ids import Digest, Ref, RunId, parse_ref
 from vault.repo.datasets import Version
 from vault.repo.repository import Repository
 from vault.repo.run_index import RunIndex, Source, open_run_index
-from vault.repo.runs import Input, Run
+from vault.repo.run_model import Input, Run
 from vault.view import SnapshotView, open_view
 
 NEAR_MAX: Final = 3

@@ -26,17 +26,17 @@ import zstandard
 from blake3 import blake3
 
 from vault.errors import Damaged, FormatError, VaultError
-from vault.format.records import RecordEntry
 from vault.ids import Digest, RunId
 from vault.repo.journals import START, Position
 from vault.repo.lmdb_file import CacheDamaged, LmdbFile
 from vault.repo.read_counts import BLOCK_ENTRIES, Block, ReadCounts
-from vault.repo.runs import Run, Runs, add_entry, add_reads, with_opened
+from vault.repo.run_model import Run, add_entry, add_reads, with_opened
+from vault.repo.runs import Runs
 from vault.stores.base import Store
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION: Final = 1
+CACHE_VERSION: Final = 2
 _SEEN, _RUNS, _SOURCES, _NUMBERS, _BLOCKS = b"seen", b"runs", b"sources", b"numbers", b"blocks"
 _CONTENTS, _WALKED = b"contents", b"walked"
 _DATABASES: Final = (_SEEN, _RUNS, _SOURCES, _NUMBERS, _BLOCKS, _CONTENTS, _WALKED)
@@ -212,9 +212,8 @@ class RunIndex:
             position = seen.get(name, START)
             try:
                 for position, entry in self._runs.follow(run, writer, position):  # noqa: B020 - goes on from there
-                    if isinstance(entry, RecordEntry):
-                        add_reads(counts, entry)
-                        found = add_entry(found, writer, entry)
+                    add_reads(counts, entry)
+                    found = add_entry(found, writer, entry)
                     added += 1
                     positions[name] = position
             except (Damaged, FormatError) as error:

@@ -14,7 +14,6 @@ Threads and processes: safe, as said above.
 """
 
 import os
-import secrets
 import socket
 from collections.abc import Iterator
 from typing import TypeVar
@@ -28,6 +27,7 @@ from vault.format.records import Reader
 from vault.ids import RunId
 from vault.repo import liveness
 from vault.repo.read_table import remove_if_there, sync_folder
+from vault.repo.run_writer import new_writer_name
 
 WRITER_FILE, TABLES, PROCESSES, JOURNALS, LOCK = "writer.json", "tables", "processes", "journals", "lock"
 ALIVE = "alive"
@@ -165,9 +165,8 @@ def create_spool(root: str, *, store_id: str, mountpoint: str, host: str | None 
     # The system's answer moves when the clock is set. Run IDs are made of it, so all mounts keep the first one.
     boot_time_s = next((s.writer.boot_time_s for s in list_spools(root) if s.writer.boot == boot), liveness.boot_time_s())
     pid = os.getpid()
-    label = "".join(c if c.isascii() and c.isalnum() else "-" for c in host.partition(".")[0])[:40].strip("-") or "host"
     writer = Writer(
-        writer=f"{label}-{secrets.token_hex(6)}",
+        writer=new_writer_name(host),
         store=store_id,
         host=host,
         mountpoint=mountpoint,

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 
-from bench import commits, facts, listing, overhead, reading, report, trees
+from bench import commits, facts, listing, memory, overhead, reading, report, trees
 from bench.candidates import Candidate, Copy, Mirror, Native
 from bench.peers import PEERS
 from bench.results import Results
@@ -45,6 +45,7 @@ def main() -> int:
         workspace.require_free(_COPIES * max(sizes.small_files * _BYTES_PER_SMALL_FILE, sizes.large_bytes))
         bench = Bench(workspace, candidates, sizes, Results())
         for name in options.scenario or SCENARIOS:
+            memory.touch_free()
             _scenario(name)(bench, sizes)
         page = report.render(bench.results, ALL, facts.machine(workspace), facts.versions(candidates), command)
     except BenchError as error:

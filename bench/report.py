@@ -1,9 +1,11 @@
 """Turns results into a page: a table for each scenario, medians with ratios to the reference, and their origin."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 
 from bench.results import Column, Results, Table, speed_ratio
 
+_LINE_LENGTH = 120
 _UNITS = {"MB": (1e-6, "MB"), "MB/s": (1e-6, "MB/s"), "ms": (1e3, "ms")}
 
 
@@ -21,12 +23,18 @@ def render(
         "in which all candidates take turns on the same trees. In parentheses: how many times as fast (or small) as the",
         "reference in the first row; above 1 is better. Absolute figures are worth little on another machine, ratios more.",
         "",
-        "; ".join(f"{name}: {value}" for name, value in machine.items()) + ".",
+        *(f"- {name}: {value}" for name, value in machine.items()),
         "",
     ]
     for table in tables:
         if results.samples.get(table.id):
-            lines += [f"## {table.title}", "", *_table(results, table), "", *([table.note, ""] if table.note else [])]
+            lines += [
+                f"## {table.title}",
+                "",
+                *_table(results, table),
+                "",
+                *([*textwrap.wrap(table.note, _LINE_LENGTH, break_long_words=False), ""] if table.note else []),
+            ]
     lines += ["## Versions", "", *(f"- {name}: {version}" for name, version in versions.items()), ""]
     return "\n".join(lines)
 

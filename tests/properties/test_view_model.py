@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import vault.ops.commit as commit_module
+import vault.ops.freeze as freeze_module
 from vault.format.config import Chunking, Config, encode_config
 from vault.format.layout import CONFIG_KEY
 from vault.format.tree import Kind
@@ -59,7 +59,7 @@ trees: st.SearchStrategy[Tree] = st.dictionaries(
 def small_limits() -> Iterator[None]:
     """Files are large from 64 KiB on, so that examples stay small."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commit_module, "PACKED_SIZE_MAX", PACKED_MAX)
+        patch.setattr(freeze_module, "PACKED_SIZE_MAX", PACKED_MAX)
         yield
 
 
@@ -144,12 +144,12 @@ def test_the_snapshot_depends_on_nothing_but_the_tree(tree: Tree, random_: rando
         shuffled = list(tree.items())
         random_.shuffle(shuffled)
         write_tree(root + b"/other", dict(shuffled))
-        patch.setattr(commit_module, "THREADS", 1)
-        patch.setattr(commit_module, "_BATCH_FILES_MAX", 1)
-        patch.setattr(commit_module, "_BATCHES_IN_FLIGHT_MAX", 1)
+        patch.setattr(freeze_module, "THREADS", 1)
+        patch.setattr(freeze_module, "_BATCH_FILES_MAX", 1)
+        patch.setattr(freeze_module, "_BATCHES_IN_FLIGHT_MAX", 1)
         patch.setattr("vault.repo.compressor.Compressor.compress_always", lambda *_: None)
         patch.setattr("vault.repo.compressor.Compressor.is_compressible", lambda *_: False)
-        patch.setattr(commit_module, "PACKED_SIZE_MAX", 30 << 10)
+        patch.setattr(freeze_module, "PACKED_SIZE_MAX", 30 << 10)
         other = make_repository(MemoryStore(), f"{place}/cache2", (8 << 10, 20 << 10, 64 << 10))
         assert commit(other, root + b"/other", "e").snapshot == first
         view = open_view(other, first)

@@ -18,7 +18,8 @@ from vault.format.chunk_table import ChunkTable
 from vault.format.layout import whole_key
 from vault.format.mapfile import How, Location, PageLocation, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import Columns, Entry, IndexPage, Kind, LeafPage, check_empty, decode_page
+from vault.format.tree import Entry, Kind, check_empty
+from vault.format.tree_pages import Columns, IndexPage, LeafPage, decode_page
 from vault.ids import Digest
 from vault.repo.lru import Lru
 from vault.repo.maps import open_map

@@ -7,7 +7,7 @@ from itertools import accumulate, count
 from operator import call
 from typing import Final
 
-from vault.format.tree import Columns
+from vault.format.tree_pages import Columns
 from vault_fuse.slots import Slot
 from vault_fuse.wire import NO_ENTRY
 

@@ -13,7 +13,8 @@ from vault.format.chunk_table import Chunk
 from vault.format.digest import EMPTY, digest
 from vault.format.layout import MAPS, whole_index_key, whole_key
 from vault.format.pack import PACK_MAGIC, Codec, ObjectKind, PackedObject, encode_object_header
-from vault.format.tree import DEPTH_MAX, Entry, Kind, encode_directory
+from vault.format.tree import DEPTH_MAX, Entry, Kind
+from vault.format.tree_encoder import encode_directory
 from vault.ids import Digest
 from vault.ops.checkout import checkout
 from vault.ops.commit import commit

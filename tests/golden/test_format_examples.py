@@ -15,7 +15,9 @@ from vault.format.pack import (
     encode_index,
     encode_object_header,
 )
-from vault.format.tree import Entry, Kind, LeafPage, decode_page, encode_directory, split_pages
+from vault.format.tree import Entry, Kind
+from vault.format.tree_encoder import encode_directory, split_pages
+from vault.format.tree_pages import LeafPage, decode_page
 
 DOCS = Path(__file__).parents[2] / "docs" / "format"
 HELLO = digest(b"hello\n")

@@ -31,16 +31,10 @@ from vault.format.pack import (
 )
 from vault.format.readset import Segment, decode_readset, encode_readset
 from vault.format.records import RUN_KINDS, End, ProcessClass, Reads, RecordEntry, Start
-from vault.format.tree import (
-    Entry,
-    IndexPage,
-    Kind,
-    LeafPage,
-    check_directory,
-    check_leaf,
-    decode_page,
-    encode_directory,
-)
+from vault.format.tree import Entry, Kind
+from vault.format.tree_check import check_directory, check_leaf
+from vault.format.tree_encoder import encode_directory
+from vault.format.tree_pages import IndexPage, LeafPage, decode_page
 from vault.ids import Digest
 from vault.testing.forgery import LeafRow, Row, index, leaf
 

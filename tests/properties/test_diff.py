@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from vault.errors import ObjectMissing
 from vault.format.digest import digest
-from vault.format.tree import Entry, Kind, encode_directory
+from vault.format.tree import Entry, Kind
+from vault.format.tree_encoder import encode_directory
 from vault.ids import Digest
 from vault.ops.diff import ChangeKind, diff_snapshots, sum_changes
 from vault.repo.trees import TreeReader

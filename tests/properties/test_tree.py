@@ -8,17 +8,10 @@ from hypothesis import strategies as st
 
 from vault.errors import FormatError
 from vault.format.digest import digest
-from vault.format.tree import (
-    Entry,
-    IndexPage,
-    Kind,
-    LeafPage,
-    check_leaf,
-    decode_page,
-    encode_directory,
-    split_pages,
-    sum_totals,
-)
+from vault.format.tree import Entry, Kind, sum_totals
+from vault.format.tree_check import check_leaf
+from vault.format.tree_encoder import encode_directory, split_pages
+from vault.format.tree_pages import IndexPage, LeafPage, decode_page
 from vault.ids import Digest
 
 names = st.binary(min_size=1, max_size=255).filter(

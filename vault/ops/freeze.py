@@ -22,7 +22,8 @@ from vault.errors import CacheUnusable, KeyNotFound
 from vault.format.digest import digest
 from vault.format.layout import map_key
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import DirectoryEncoder, Entry, Kind
+from vault.format.tree import Entry, Kind
+from vault.format.tree_encoder import DirectoryEncoder
 from vault.ids import Digest
 from vault.ops.source import (
     BeginDirectory,

@@ -8,7 +8,9 @@ from typing import Final
 from vault.errors import FormatError, VaultError
 from vault.format.digest import EMPTY
 from vault.format.pack import ObjectKind
-from vault.format.tree import DEPTH_MAX, Entry, Kind, LeafPage, Totals, check_directory
+from vault.format.tree import DEPTH_MAX, Entry, Kind, Totals
+from vault.format.tree_check import check_directory
+from vault.format.tree_pages import LeafPage
 from vault.ids import Digest
 from vault.ops.findings import Problem, ProblemKind, State
 from vault.repo.content import read_content

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vault.errors import FormatError
-from vault.format.tree import DEPTH_MAX, Entry, IndexPage, IndexRow, LeafPage, decode_page
+from vault.format.tree import DEPTH_MAX, Entry, IndexRow
+from vault.format.tree_pages import IndexPage, LeafPage, decode_page
 from vault.ids import Digest
 from vault.repo.objects import ObjectReader
 

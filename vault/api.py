@@ -27,7 +27,7 @@ from functools import cached_property
 
 from vault.errors import RefError, RefNotFound, UsageError
 from vault.format.tree import Entry, Kind
-from vault.ids import Digest, Ref, parse_digest, parse_ref
+from vault.ids import Digest, Ref, RunId, check_run_id, parse_digest, parse_ref
 from vault.progress import SILENT, Progress
 from vault.repo.datasets import Dataset, Version
 from vault.repo.repository import Repository
@@ -88,6 +88,7 @@ class Vault:
         exclude: Sequence[str | bytes] = (),
         skip_special: bool = False,
         allow_unchanged: bool = False,
+        run: str | None = None,
         progress: Progress = SILENT,
     ) -> "CommitResult":
         """Freeze a folder or file as the next version of a dataset.
@@ -100,6 +101,8 @@ class Vault:
             exclude: patterns as in a .gitignore file, beside those in `.vaultignore` files.
             skip_special: leave sockets, devices and FIFOs out instead of refusing.
             allow_unchanged: make a version even if the latest one has the same snapshot.
+            run: ID of the run that made these files. None finds out: the one that this process belongs to by VAULTFS_RUN,
+                a scheduler or a launcher, or by its process tree if a mount has that on record; "" is none.
             progress: told what was read so far.
 
         Raises:
@@ -115,6 +118,7 @@ class Vault:
             dataset,
             message=message,
             author=author or user_name(),
+            run=self._own_run() if run is None else check_run_id(run) if run else None,
             exclude=[os.fsencode(pattern) for pattern in exclude],
             skip_special=skip_special,
             allow_unchanged=allow_unchanged,
@@ -290,14 +294,16 @@ class Vault:
         return audit.opened_files(audit.run(run))
 
     def open_audit(self) -> "Audit":
-        """Return what answers several questions about runs, after taking along what mounts of this machine have seen."""
+        """Return what answers several questions about runs, after taking along what this machine knows of them."""
         from vault.ops.audit import Audit
+        from vault.ops.reporting import deliver_left
         from vault.repo.shipping import ship_all
 
         repository = self.repository
         done = ship_all(repository.store, os.path.join(repository.cache_dir, "spool"), store_id=repository.config.store)
         if done.waiting:
             logger.warning("%d records of this machine's mounts are not in the answer: %s", done.waiting, done.error)
+        deliver_left(repository.store, repository.cache_root, self.url)
         return Audit(repository)
 
     @cached_property
@@ -305,6 +311,12 @@ class Vault:
         from vault.repo.trees import TreeReader
 
         return TreeReader(self.repository.object_reader())
+
+    def _own_run(self) -> RunId | None:
+        from vault.capture.this_process import run_on_record
+
+        repository = self.repository
+        return run_on_record(repository.config.store, os.path.join(repository.cache_dir, "spool"))
 
     def _version(self, ref: Ref) -> Version:
         try:

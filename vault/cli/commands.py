@@ -38,6 +38,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "checkout": Place("vault.cli.cmd_checkout:checkout", "Copy a version into a folder of ordinary files."),
     },
     "Who read what": {
+        "run": Place("vault.cli.cmd_run:run", "Run a command on record, with what it is given and makes."),
         "runs": Place("vault.cli.cmd_runs:runs", "List the runs that read through a mount."),
         "audit": Place("vault.cli.cmd_audit:audit", "Show which runs opened a dataset, a version or a file."),
     },

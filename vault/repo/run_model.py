@@ -29,6 +29,7 @@ from vault.repo.read_counts import ReadCounts
 
 ENTRIES_TOTAL_MAX: Final = 1 << 32
 NAMES_MAX: Final = 64  # users, hosts, gaps ... of one run that are kept
+PROGRAMS_MAX: Final = 16
 ATTEMPTS_MAX: Final = 4096  # of one run, over all hosts
 PARAMS_MAX: Final = 1024
 METRICS_MAX: Final = 1024  # different names
@@ -103,6 +104,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     open_in: tuple[str, ...] = ()  # writers whose attempt has not ended
     endings: tuple[str, ...] = ()  # how attempts ended
     processes: int = 0  # that opened files
+    programs: tuple[tuple[str, ...], ...] = ()  # their command lines, those that are listed, each once
     details: dict[str, str] = {}
     trackers: dict[str, str] = {}
     gaps: tuple[str, ...] = ()  # what could not be seen
@@ -191,6 +193,7 @@ def _add_record(run: Run, writer: str, entry: RecordEntry) -> Run:
         process_class=entry.process_class if first else class_of_run((run.process_class, entry.process_class)),
         processes=run.processes + max(entry.readers_total - before, 0),
         readers={**run.readers, writer: entry.readers_total},
+        programs=tuple(dict.fromkeys((*run.programs, *(r.command for r in entry.readers if r.command))))[:PROGRAMS_MAX],
         inputs=tuple(inputs.values()),
     )
 
@@ -229,7 +232,8 @@ def _add_report(run: Run, writer: str, entry: ReportEntry) -> Run:
         run = _change_last(
             run, writer, exit_status=finish.exit_status, signal=finish.signal, output_tail=finish.output_tail
         )
-        how = f"ended by {finish.signal}" if finish.signal else f"exit status {finish.exit_status}"
+        known = "" if finish.exit_status is None else f"exit status {finish.exit_status}"
+        how = f"ended by {finish.signal}" if finish.signal else known or "unknown: what had started it was killed"
         run = _end(run, writer, ended=finish.ended, how=how)
     return run
 

@@ -175,7 +175,7 @@ def create_spool(root: str, *, store_id: str, mountpoint: str, host: str | None 
         pid=pid,
         ticks=liveness.start_ticks(pid) or 0,
         created_ns=now_ns(),
-        cluster=_slurm_cluster(),
+        cluster=slurm_cluster(),
         namespace=liveness.namespace(),
     )
     folder = f"{root}/{writer.writer}"
@@ -242,7 +242,8 @@ def run_of_table(name: str) -> RunId:
     return RunId(name.partition("~")[0])
 
 
-def _slurm_cluster() -> str:
+def slurm_cluster() -> str:
+    """Return the ClusterName in this machine's slurm.conf; "" if there is none."""
     for path in ("/etc/slurm/slurm.conf", "/run/slurm/conf/slurm.conf", "/etc/slurm-llnl/slurm.conf"):
         for line in (read_file(path) or b"")[:FILE_SIZE_MAX].decode(errors="replace").splitlines():
             name, equals, value = line.partition("=")

@@ -1,0 +1,294 @@
+"""A run's own voice: what it tells reaches its journal, now or later, and never stops what it speaks for.
+
+A Reporter keeps a box (repo/report_box.py) and sends from it while the store answers. What is left in boxes whose owners
+were killed, or whose store was away, is delivered by whoever looks next: `deliver_left`. Threads: safe, but `repository` is
+for the thread that uses it.
+"""
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from vault.capture.attribution import Identity
+from vault.capture.proc import RUN_VARIABLE, decode
+from vault.capture.redaction import redact_command
+from vault.clock import format_time, monotonic_s, now_ns
+from vault.errors import CacheUnusable, FormatError, NotARepository, StoreError, VaultError
+from vault.format.records import CaptureEntry, Finish, Metric, Output, Start
+from vault.ids import RunId
+from vault.repo import liveness
+from vault.repo.report_box import ReportBox, Said, boxes_left, remember_store
+from vault.repo.repository import Repository
+from vault.stores.base import Store
+
+FLUSH_EVERY_S: Final = 5.0
+RETRY_EVERY_S: Final = 30.0
+TEXT_LENGTH: Final = 1024  # characters of a short text in an entry
+_LAUNCHED: Final = "launched"
+_FINISHED: Final = "finished"
+
+logger = logging.getLogger(__name__)
+
+
+class _Launched(msgspec.Struct, frozen=True, kw_only=True):
+    """What whoever goes on must know: which process the attempt lives in."""
+
+    pid: int
+    ticks: int
+    boot: str
+
+
+class Reporter:
+    """What one process tells of a run."""
+
+    def __init__(
+        self,
+        open_repository: Callable[[], Repository],
+        run: RunId,
+        *,
+        cache_root: str,
+        store_url: str,
+        warn: Callable[[str], None] = logger.warning,
+    ) -> None:
+        """Make the box; the store is opened when something is sent.
+
+        Args:
+            open_repository: opens the store; called again while it is away.
+            run: the run that is spoken for.
+            cache_root: where boxes lie.
+            store_url: the store, as a user names it.
+            warn: told once of each thing that goes wrong.
+
+        Raises:
+            CacheUnusable: there is no place for the box.
+        """
+        self.run = run
+        self._open = open_repository
+        self._cache_root = cache_root
+        self._url = store_url
+        self._warn = warn
+        self._warned: set[str] = set()
+        self._box = ReportBox.create(cache_root, store_url, run)
+        self._repository: Repository | None = None
+        self._retry_at_s = 0.0
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def writer(self) -> str:
+        """The name under which the journal is written."""
+        return self._box.header.writer
+
+    def repository(self, *, now: bool = False) -> Repository | None:
+        """Return the store, opened; None while it is away. Unless `now`, it is asked for again only after a while."""
+        with self._lock:
+            if self._repository is None and (now or monotonic_s() >= self._retry_at_s):
+                try:
+                    self._repository = self._open()
+                except (StoreError, NotARepository, FormatError, OSError) as error:
+                    self._retry_at_s = monotonic_s() + RETRY_EVERY_S
+                    self._complain("away", f"{_sentence(error)}; what the run reports is kept, and delivered later")
+                else:
+                    remember_store(self._cache_root, self._url, self._repository.config.store)
+            return self._repository
+
+    def launch(self, start: Start, *, params: Mapping[str, str]) -> None:
+        """Say that an attempt begins. Raises FormatError for parameters that no entry can hold, CacheUnusable."""
+        self._box.say(Said(launch=start, params=dict(params)))
+        self.lives_in(os.getpid())
+
+    def lives_in(self, pid: int) -> None:
+        """Note the process that the attempt lives in, for the case that this one is killed."""
+        launched = _Launched(pid=pid, ticks=liveness.start_ticks(pid) or 0, boot=liveness.boot_id())
+        with contextlib.suppress(OSError):
+            self._box.note(_LAUNCHED, msgspec.json.encode(launched))
+
+    def say(
+        self,
+        *,
+        params: Mapping[str, str] | None = None,
+        metrics: tuple[Metric, ...] = (),
+        outputs: tuple[Output, ...] = (),
+        trackers: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Tell something; it is sent by and by. Returns whether it was taken: a full disk loses it, with one warning."""
+        said = Said(params=dict(params or {}), metrics=metrics, outputs=outputs, trackers=dict(trackers or {}))
+        return self._say(said)
+
+    def capture(self, fields: Mapping[str, Any]) -> None:
+        """Tell what was captured: fields of CaptureEntry."""
+        now = format_time(now_ns())
+        entry = CaptureEntry(n=1, prev=None, writer=self.writer, time=now, captured=now, **fields)
+        self._say(Said(capture=entry))
+
+    def flush(self, *, now: bool = False) -> bool:
+        """Send what was told so far, if the store is there. Returns whether it has all of it."""
+        repository = self.repository(now=now)
+        if repository is None:
+            return False
+        if not now and monotonic_s() < self._retry_at_s:
+            return False
+        try:
+            self._box.send(repository.store)
+        except (VaultError, OSError) as error:
+            self._retry_at_s = monotonic_s() + RETRY_EVERY_S
+            self._complain("send", f"{_sentence(error)}; what the run reports is kept, and delivered later")
+            return False
+        return True
+
+    def start_flushing(self, *, first: Callable[[], None] | None = None) -> None:
+        """Send every few seconds from now on, in a thread of its own; `first` is called by it before."""
+        self._thread = threading.Thread(target=self._keep_flushing, args=(first,), name="vault-reports", daemon=True)
+        self._thread.start()
+
+    def close(self, finish: Finish | None = None) -> bool:
+        """Say how it ended, and send the rest. Returns whether the store has all; if not, the next command delivers it."""
+        if self._closed:
+            return True
+        self._closed = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=RETRY_EVERY_S)
+        if finish is not None:
+            self._say(Said(finish=finish))
+            with contextlib.suppress(OSError):
+                self._box.note(_FINISHED)
+        is_sent = self.flush(now=True)
+        self._box.let_go(remove=is_sent)
+        if not is_sent:
+            self._complain(
+                "kept", f"reports of run {self.run} wait in {self._box.folder}: the next vault command delivers them"
+            )
+        return is_sent
+
+    def _say(self, said: Said) -> bool:
+        try:
+            self._box.say(said)
+        except (FormatError, CacheUnusable) as error:
+            self._complain(type(error).__name__, f"a report of run {self.run} is lost: {error}")
+            return False
+        return True
+
+    def _keep_flushing(self, first: Callable[[], None] | None) -> None:
+        try:
+            if first is not None:
+                first()
+            while not self._wake.wait(FLUSH_EVERY_S):
+                self.flush()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end what we speak for
+            self._complain("thread", f"reports of run {self.run} are kept, and no longer sent: {error!r}")
+
+    def _complain(self, about: str, text: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
+            self._warn(text)
+
+
+def deliver_left(store: Store, cache_root: str, store_url: str) -> int:
+    """Deliver what is left in boxes whose owners are gone. Returns how many entries that were; never raises.
+
+    An attempt that nobody saw end is ended as far as is known, once its process is gone.
+    """
+    delivered = 0
+    for box in boxes_left(cache_root, store_url):
+        try:
+            is_over = _finish(box)
+            delivered += box.send(store)
+            if is_over:
+                box.let_go(remove=True)
+        except (VaultError, OSError) as error:
+            logger.warning("reports of run %s are not delivered: %s", box.run, error)
+    return delivered
+
+
+def start_of(
+    run_identity: Identity | None, how: str, command: tuple[str, ...], executable: str, *, message: str = ""
+) -> Start:
+    """Return the start of an attempt that this process begins.
+
+    Args:
+        run_identity: whose process this is, if /proc tells.
+        how: what named the run.
+        command: what is run; secrets are taken out here.
+        executable: its path.
+        message: a word of whoever started it.
+    """
+    import pwd
+    import socket
+
+    uid = os.getuid()
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = ""
+    details = dict(run_identity.details) if run_identity else {}
+    if message:
+        details["message"] = text_of(message)
+    try:
+        cwd = os.getcwd()
+    except OSError:
+        cwd = ""
+    return Start(
+        identity=how,
+        uid=uid,
+        user=user,
+        host=socket.gethostname(),
+        started=format_time(now_ns()),
+        pid=os.getpid(),
+        command=redact_command([text_of(word, 65536) for word in command]),
+        executable=text_of(executable, 4096),
+        cwd=text_of(cwd, 4096),
+        boot=liveness.boot_id(),
+        attempt=run_identity.attempt if run_identity else "",
+        details=details,
+        trackers=dict(run_identity.trackers) if run_identity else {},
+        disagreement=run_identity.disagreement if run_identity and how != RUN_VARIABLE else "",
+        gaps=run_identity.gaps if run_identity else ("nothing to be seen of this process in /proc",),
+    )
+
+
+def params_of(pairs: Mapping[str, object]) -> dict[str, str]:
+    """Return parameters as an entry holds them: texts, cut to size, without what looks like a secret."""
+    found = {}
+    for name, value in pairs.items():
+        key = text_of(str(name), 256)
+        shown = redact_command([f"{key}={text_of(str(value))}"])[0] if key else ""
+        found[key] = shown.partition("=")[2][:TEXT_LENGTH] if shown.startswith(f"{key}=") else "***"
+    return found
+
+
+def text_of(text: str, length: int = TEXT_LENGTH) -> str:
+    """Return text that JSON can hold, cut to size: bytes that were no UTF-8 as backslash escapes."""
+    return decode(text[:length].encode(errors="surrogateescape"))[:length]
+
+
+def _finish(box: ReportBox) -> bool:
+    """End the attempt of a box if it has one, and nobody has. Returns whether it is over."""
+    noted = box.noted(_LAUNCHED)
+    if noted is None or box.noted(_FINISHED) is not None:
+        return True
+    try:
+        launched = msgspec.json.decode(noted, type=_Launched)
+    except msgspec.MsgspecError:
+        return True
+    here = launched.boot == liveness.boot_id()
+    if not here and box.header.host != os.uname().nodename:
+        return False  # another machine that shares this folder: only it can tell
+    if here and liveness.is_alive(launched.pid, launched.ticks):
+        return False
+    if not any(said.finish for said in box.lines_left()):
+        last = max(os.stat(f"{box.folder}/{name}").st_mtime for name in os.listdir(box.folder))
+        box.say(Said(finish=Finish(ended=format_time(int(last * 1e6) * 1000))))
+    box.note(_FINISHED)
+    return True
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,166 @@
+"""Runs a command as a run on record: what it was started with before it starts, what it made, and how it ended.
+
+The command comes first: what goes wrong on our side is said and never stops it. Threads: the main one waits for the
+command; a second one watches what it makes and sends reports.
+"""
+
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from vault.capture.attribution import Identity
+from vault.capture.launchers import slug
+from vault.capture.proc import RUN_VARIABLE
+from vault.capture.process_tree import script_name
+from vault.capture.this_process import identify_this_process, is_named
+from vault.clock import format_time, now_ns
+from vault.errors import VaultError
+from vault.format.records import Finish, Output
+from vault.ids import RunId
+from vault.ops.child import Child, Ended
+from vault.ops.outputs import OutputSpec, OutputWatch
+from vault.ops.reporting import Reporter, deliver_left, start_of
+from vault.repo.report_box import remembered_store
+from vault.repo.repository import Repository
+
+LOOK_EVERY_S: Final = 1.0
+_RANKS: Final = (
+    *("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK"),
+    "JOB_COMPLETION_INDEX",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What is to be run, and what is to be said of it."""
+
+    words: Sequence[str]
+    executable: str  # path of words[0]
+    environment: Mapping[str, str]
+    outputs: Sequence[OutputSpec] = ()
+    params: Mapping[str, str] = field(default_factory=dict)
+    run: RunId | None = None  # None: that of the job that this process belongs to, else a new one
+    message: str = ""
+    author: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of it."""
+
+    run: RunId
+    ended: Ended
+    outputs: Sequence[Output]
+    is_recorded: bool  # the store has it all; else the rest is kept and delivered later
+
+
+def run_command(
+    command: Command,
+    open_repository: Callable[[], Repository],
+    *,
+    cache_root: str,
+    store_url: str,
+    named: Callable[[RunId], None],
+    warn: Callable[[str], None],
+) -> Done:
+    """Run a command to its end.
+
+    Args:
+        command: what.
+        open_repository: opens the store; called again while it is away.
+        cache_root: where reports lie until the store has them.
+        store_url: the store, as a user names it.
+        named: told the run before the command starts.
+        warn: told what goes wrong; the command goes on.
+
+    Raises:
+        CacheUnusable: nothing can be kept of it; the command was not started.
+        FormatError: a parameter is too long; likewise.
+        OSError: the command cannot be started.
+    """
+    run, how, start_identity = _run_of(command, remembered_store(cache_root, store_url))
+    reporter = Reporter(open_repository, run, cache_root=cache_root, store_url=store_url, warn=warn)
+    finish = Finish(ended=format_time(now_ns()))
+    watch: OutputWatch | None = None
+    try:
+        start = start_of(start_identity, how, tuple(command.words), command.executable, message=command.message)
+        reporter.launch(start, params=command.params)
+        named(run)
+        repository = reporter.repository(now=True)
+        if repository is not None:
+            deliver_left(repository.store, cache_root, store_url)
+        reporter.flush(now=True)
+        watch = OutputWatch(
+            command.outputs if _is_first(command.environment) else (),
+            run,
+            message=command.message or f"made by run {run}",
+            author=command.author,
+            report=lambda output: _tell(reporter, output),
+            warn=warn,
+        )
+        ended = _run_watched(command, run, reporter, watch)
+        finish = Finish(ended=format_time(now_ns()), exit_status=ended.status, signal=ended.signal, output_tail=ended.tail)
+        watch.finish(reporter.repository(now=True), is_success=ended.status == 0)
+    finally:
+        is_recorded = reporter.close(finish)
+    return Done(run, ended, tuple(watch.outputs), is_recorded)
+
+
+def new_run_id(words: Sequence[str]) -> RunId:
+    """Return an ID that no other run has, after the program and the time: `train-20261103-142500-3f9a2c`."""
+    program = os.path.basename(words[0]) if words else "run"
+    script = script_name(words) if program.startswith(("python", "pypy", "node", "bash", "sh", "torchrun", "perl")) else ""
+    name = (script or program).removesuffix(".py").removesuffix(".sh")
+    name = "".join(c if c.isascii() and c.isalnum() else "-" for c in name).strip("-")[:40] or "run"
+    time = format_time(now_ns())[:19].replace("-", "").replace(":", "").replace("T", "-")
+    return RunId(slug(f"{name}-{time}-{secrets.token_hex(3)}", 100))
+
+
+def _run_of(command: Command, store_id: str) -> tuple[RunId, str, Identity | None]:
+    """Return the run, what named it, and what attribution says of this process."""
+    identity = identify_this_process(store_id)
+    if command.run is not None:
+        return command.run, "vault run", identity
+    if identity is not None and is_named(identity):
+        return identity.run, identity.how, identity
+    return new_run_id(command.words), "vault run", identity
+
+
+def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: OutputWatch) -> Ended:
+    """Run the command beside a thread that looks what it makes, and sends what there is to be told."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(LOOK_EVERY_S):
+            with contextlib.suppress(VaultError, OSError):
+                watch.look(reporter.repository())
+                reporter.flush()
+
+    watcher = threading.Thread(target=look, name="vault-watch", daemon=True)
+    environment = {**command.environment, RUN_VARIABLE: run}
+
+    def started(pid: int) -> None:
+        reporter.lives_in(pid)
+        watcher.start()
+
+    try:
+        return Child(command.words, command.executable, environment).run(started)
+    finally:
+        over.set()
+        if watcher.is_alive():
+            watcher.join()
+
+
+def _tell(reporter: Reporter, output: Output) -> None:
+    reporter.say(outputs=(output,))
+    reporter.flush()
+
+
+def _is_first(environment: Mapping[str, str]) -> bool:
+    """Say whether this is the one of several ranks that commits what they make together."""
+    rank = next((environment[name] for name in _RANKS if environment.get(name)), "0")
+    return rank == "0"

@@ -12,6 +12,7 @@ from vault.format.records import (
     Metric,
     Output,
     ProcessClass,
+    Reader,
     RecordEntry,
     ReportEntry,
     Start,
@@ -107,3 +108,19 @@ def test_verdicts_are_kept_and_what_belongs_to_no_attempt_is_dropped():
     verdict = Verdict(of="x", level="L1", reasons=("same tensors",))
     run = made_of(("l", report(1, 1, verdict=verdict)), ("m", capture(2, 2, "1")))
     assert (run.verdicts, run.history, run.attempts) == ((verdict,), (), 0)
+
+
+def test_programs_that_opened_files_are_kept_once_and_bounded():
+    def joined(number: int, second: int, *commands: str) -> RecordEntry:
+        readers = tuple(
+            Reader(pid=1, started=at(second), process_class=ProcessClass.SHELL, command=("cat", command))
+            for command in commands
+        )
+        return record(number, second, readers=readers, readers_total=1)
+
+    run = made_of(
+        ("m", record(1, 1, start=start("a", 1))), ("m", joined(2, 2, "x", "y", "x")), ("m", joined(3, 3, "y", "z"))
+    )
+    assert run.programs == (("cat", "x"), ("cat", "y"), ("cat", "z"))
+    many = made_of(("m", joined(1, 1, *map(str, range(40)))))
+    assert len(many.programs) == 16

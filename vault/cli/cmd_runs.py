@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _INDENT = 4
+_PROGRAMS_SHOWN = 3  # of those that opened files below another one's name
 
 
 @click.command(
@@ -93,6 +94,7 @@ def run_record(audit: "Audit", run: Run) -> dict[str, object]:
         "hosts": list(run.hosts),
         "attempts": run.attempts,
         "processes": run.processes,
+        "programs": [list(command) for command in run.programs],
         "details": run.details,
         "trackers": run.trackers,
         "gaps": list(run.gaps),
@@ -106,6 +108,10 @@ def run_text(session: Session, audit: "Audit", run: Run) -> str:
         f"{session.out.styled(run.run, 'yellow')}  {who_text(run)}",
         _indented(session.out.command(run.command, indent=4)),
     ]
+    others = [command for command in run.programs if command != run.command]
+    lines += [_indented(f"by  {session.out.command(command, indent=8)}") for command in others[:_PROGRAMS_SHOWN]]
+    if len(others) > _PROGRAMS_SHOWN:
+        lines.append(_indented(f"by  {len(others) - _PROGRAMS_SHOWN} more programs"))
     lines += [_indented(f"{used.ref}  {opened_text(used.opened, audit.files_total(used))}") for used in run.inputs]
     lines += [_indented(f"not seen: {one_line(gap)}") for gap in run.gaps]
     return "\n".join(lines)

@@ -21,6 +21,10 @@ _TOKENS = re.compile(
     r"|xox[abprs]-[\w-]{8,}|AIza[\w-]{20,}|ey[JK][\w-]{8,}\.[\w-]{8,}\.[\w-]{4,})"
 )
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_RANDOM = re.compile(r"\A(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?=[^0-9]*[0-9])[A-Za-z0-9+=_-]{24,}\Z")
+_SECRET_VARIABLE = re.compile(
+    r"(?i)(?:pass(?:word|wd|phrase)?|secret|token|credential|api_?key|access_?key|private_?key|cookie)"
+)
 
 
 def redact_command(command: Sequence[str]) -> tuple[str, ...]:
@@ -35,6 +39,30 @@ def redact_command(command: Sequence[str]) -> tuple[str, ...]:
         if left <= 0:
             break
     return tuple(shown)
+
+
+def is_secret_name(name: str) -> bool:
+    """Say whether a variable of this name may hold a secret. TOKENIZERS_PARALLELISM does not."""
+    return bool(_SECRET_VARIABLE.search(name.upper().replace("TOKENIZER", "")))
+
+
+def looks_secret(value: str) -> bool:
+    """Say whether a value is the like of a token: one long word of mixed letters and digits."""
+    return bool(_RANDOM.match(value))
+
+
+def redact_text(text: str) -> str:
+    """Return text without well-known tokens and without credentials in URLs."""
+    return _without_tokens(text)
+
+
+def redact_url(url: str) -> str:
+    """Return the address of a repository or an index without user, password, query and tokens; `git@host:path` stays."""
+    scheme, mark, rest = url.strip().partition("://")
+    if not mark:
+        return _without_tokens(url.strip())
+    place, slash, path = rest.split("?")[0].split("#")[0].partition("/")
+    return _without_tokens(f"{scheme}://{place.rpartition('@')[2]}{slash}{path}")
 
 
 def _redact(argument: str) -> tuple[str, bool]:

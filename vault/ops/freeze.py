@@ -105,7 +105,7 @@ class _FileStep(NamedTuple):
 class _Ingest:
     """Turns what a walk yields into stored objects and one tree."""
 
-    def __init__(self, repository: Repository, writer: ObjectWriter, cache: StatCache, progress: Progress) -> None:
+    def __init__(self, repository: Repository, writer: ObjectWriter, cache: StatCache | None, progress: Progress) -> None:
         self._writer = writer
         self._cache = cache
         self._progress = progress
@@ -132,6 +132,8 @@ class _Ingest:
 
     def known_contents(self, files: Sequence[SourceFile]) -> list[Digest | None]:
         """Return for each file its digest if its times say that it is unchanged, and the store has the content."""
+        if self._cache is None:
+            return [None] * len(files)
         digests = self._cache.lookup([(file.path, file.status) for file in files])
         stored = self._writer.has_each(digests)
         return [
@@ -277,7 +279,8 @@ class _Ingest:
 
     def _remember(self, file: SourceFile, found: Digest, read_ns: int) -> None:
         self.counts.files_read += 1
-        self._cache.remember(file.path, file.status, read_ns, found)
+        if self._cache is not None:
+            self._cache.remember(file.path, file.status, read_ns, found)
 
     def _close_directory(self) -> None:
         name, encoder = self._stack.pop()
@@ -297,16 +300,21 @@ def freeze(
     *,
     exclude: Sequence[bytes] = (),
     skip_special: bool = False,
+    as_it_is: bool = False,
     progress: Progress = SILENT,
 ) -> Frozen:
-    """Put a folder or file into the store, with its map, and name it nowhere. Arguments and errors: as of `commit`."""
+    """Put a folder or file into the store, with its map, and name it nowhere. Arguments and errors: as of `commit`.
+
+    `as_it_is` is for a copy that was made for this: no ignore files are heeded, and its files are not remembered.
+    """
     walk = Walk(
         source,
         exclude=exclude,
         skip_special=skip_special,
         forbidden=[repository.cache_root, *_local_root(repository)],
+        as_it_is=as_it_is,
     )
-    cache = StatCache(os.path.join(repository.cache_root, "stat_cache.lmdb"))
+    cache = None if as_it_is else StatCache(os.path.join(repository.cache_root, "stat_cache.lmdb"))
     try:
         with (
             ObjectWriter(repository.store, repository.index) as writer,
@@ -317,10 +325,12 @@ def freeze(
             stored_bytes = writer.stored_bytes
     except BaseException:
         with suppress(CacheUnusable):  # a full disk fills both; what stopped the commit is what to tell
-            cache.close()
+            if cache is not None:
+                cache.close()
             repository.index.sync()
         raise
-    cache.close()
+    if cache is not None:
+        cache.close()
     repository.index.sync()
     _ensure_map(repository, snapshot)
     counts = ingest.counts

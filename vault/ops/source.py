@@ -102,6 +102,7 @@ class Walk:
         exclude: Sequence[bytes] = (),
         skip_special: bool = False,
         forbidden: Sequence[str] = (),
+        as_it_is: bool = False,
     ) -> None:
         """Name a source.
 
@@ -110,6 +111,7 @@ class Walk:
             exclude: patterns as in a .gitignore file; they beat `.vaultignore` files.
             skip_special: leave sockets, devices and FIFOs out instead of refusing.
             forbidden: folders that must not lie in the source: the store, the cache.
+            as_it_is: ignore files are files like others: what they name is not left out.
 
         Raises:
             SourceUnreadable: there is no such folder or file.
@@ -118,6 +120,7 @@ class Walk:
         self._strongest = parse_rules(exclude)
         self._skip_special = skip_special
         self._forbidden = forbidden
+        self._as_it_is = as_it_is
         self.report = WalkReport()
         try:
             self._status = os.stat(self._source)
@@ -177,7 +180,8 @@ class Walk:
             if descent.identity in forbidden:
                 lies = forbidden[descent.identity]
                 raise UsageError(f"{lies} lies in the folder that is to be committed: move it, or --exclude it")
-            rules = (*(parent.rules if parent else ()), *_ignore_file(descent.current, path, absolute))
+            own = () if self._as_it_is else _ignore_file(descent.current, path, absolute)
+            rules = (*(parent.rules if parent else ()), *own)
             return _Frame(path, rules, iter(list_names(descent.current)))
         except OSError as error:
             raise _changed_or_unreadable(absolute, error) from error

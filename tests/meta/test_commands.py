@@ -60,7 +60,7 @@ def test_commands_share_their_options():
 def test_examples_are_commands_that_exist():
     for name in COMMANDS:
         for used in re.findall(r"(?:^|[;(=] ?| +)vault ([a-z]+)", command(name).epilog or ""):
-            assert used in COMMANDS
+            assert used in {known.split()[0] for known in COMMANDS}
 
 
 def test_help_loads_nothing_that_it_does_not_need():

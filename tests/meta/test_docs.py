@@ -250,7 +250,9 @@ def test_commands_in_blocks_exist_and_take_these_options():
         code = block.body
         if block.kind == "console":
             code = "\n".join(step.command for step in console_steps(block)) if not block.opt_out else ""
-        for _, name, rest in USE.findall(re.sub(r"#.*", "", code).replace("\\\n", " ")):
+        for _, first, rest in USE.findall(re.sub(r"#.*", "", code).replace("\\\n", " ")):
+            longer = " ".join([first, *rest.split()[:1]])
+            name = longer if longer in COMMANDS else first
             assert name in COMMANDS, f"{ids(page)}, line {block.line}: there is no command {name}"
             command = table.get_command(context, name)
             assert command is not None

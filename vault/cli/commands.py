@@ -1,6 +1,7 @@
 """The table of commands: name -> where it is, and a line of help. Commands are imported when they are used.
 
 `vault mount` and its like live above the command line's own layer: they are named here as text, so no import points up.
+A name may be two words (`runs show`): that command is taken before the one of the first word, whose argument it would be.
 """
 
 import importlib
@@ -69,6 +70,8 @@ class CommandTable(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or fail with near names."""
+        if " ".join(args[:2]) in COMMANDS:
+            args = [" ".join(args[:2]), *args[2:]]
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
@@ -81,7 +84,8 @@ class CommandTable(click.Group):
         """Offer commands from the table alone, and options."""
         from click.shell_completion import CompletionItem
 
-        found = [CompletionItem(name, help=p.help) for name, p in COMMANDS.items() if name.startswith(incomplete)]
+        words = {name: place for name, place in COMMANDS.items() if name.startswith(incomplete) and " " not in name}
+        found = [CompletionItem(name, help=place.help) for name, place in words.items()]
         return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:

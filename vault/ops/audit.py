@@ -6,6 +6,7 @@ counts of opens stop at 255 for each worker of a mount. Threads: one Audit in ea
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from vault.clock import parse_time
@@ -14,9 +15,11 @@ from vault.format.records import ProcessClass
 from vault.format.tree import Kind
 from vault.ids import Digest, Ref, RunId, parse_ref
 from vault.repo.datasets import Version
+from vault.repo.read_counts import ReadCounts
 from vault.repo.repository import Repository
 from vault.repo.run_index import RunIndex, Source, open_run_index
 from vault.repo.run_model import Input, Run
+from vault.repo.version_index import VersionIndex, open_version_index
 from vault.view import SnapshotView, open_view
 
 NEAR_MAX: Final = 3
@@ -63,15 +66,22 @@ class Audit:
 
     def __init__(self, repository: Repository) -> None:
         """Bring the index up to date with the store. Raises StoreError if the store cannot be read."""
-        self._repository = repository
-        self._index: RunIndex = open_run_index(repository.cache_dir, repository.store)
-        self._index.refresh()
+        self.repository = repository
+        self.index: RunIndex = open_run_index(repository.cache_dir, repository.store)
+        self.index.refresh()
         self._views: dict[Digest, SnapshotView | None] = {}
         self.unreadable: set[Digest] = set()  # snapshots that could not be looked into: what they hold is not in answers
 
+    @cached_property
+    def versions(self) -> VersionIndex:
+        """Which versions have a snapshot, or were made by a run; up to date with the store when first asked for."""
+        index = open_version_index(self.repository.cache_dir, self.repository.store)
+        index.refresh()
+        return index
+
     def runs(self, wanted: Filter) -> Iterator[Run]:
         """Yield the runs that fit, those that started last first."""
-        for run in self._index.runs():
+        for run in self.index.runs():
             if wanted.dataset and not any(_dataset(known.ref) == wanted.dataset for known in run.inputs):
                 continue
             if (wanted.user and wanted.user not in run.users) or (wanted.host and wanted.host not in run.hosts):
@@ -88,10 +98,10 @@ class Audit:
             RefNotFound: there is none; the error has near ones.
             AmbiguousRef: there are several.
         """
-        exact = self._index.run(RunId(text)) if text else None
+        exact = self.index.run(RunId(text)) if text else None
         if exact is not None:
             return exact
-        known = list(self._index.runs())
+        known = list(self.index.runs())
         runs = [run for run in known if text and (run.run.startswith(text) or run.run.endswith(text))]
         if len(runs) > 1:
             raise AmbiguousRef(f"run {text}", [run.run for run in runs[:NEAR_MAX]])
@@ -106,7 +116,7 @@ class Audit:
         version = self._version(used)
         if version is not None:
             return version.files
-        view = self._view(used.snapshot)
+        view = self.view(used.snapshot)
         return None if view is None else view.files_total
 
     def readers_of_dataset(self, name: str) -> Iterator[Read]:
@@ -114,8 +124,8 @@ class Audit:
         return _newest_first(self._readers_of_dataset(name))
 
     def _readers_of_dataset(self, name: str) -> Iterator[Read]:
-        snapshots = {version.snapshot for version in self._repository.datasets.load(name).versions}
-        for source in self._index.sources():
+        snapshots = {version.snapshot for version in self.repository.datasets.load(name).versions}
+        for source in self.index.sources():
             if source.snapshot in snapshots or _dataset(source.ref) == name:
                 yield from self._whole(source)
 
@@ -132,8 +142,8 @@ class Audit:
         return _newest_first(self._readers_of(ref, content))
 
     def _readers_of(self, ref: Ref, content: bool) -> Iterator[Read]:
-        snapshot = self._repository.datasets.resolve(ref).snapshot
-        view = open_view(self._repository, snapshot)
+        snapshot = self.repository.datasets.resolve(ref).snapshot
+        view = open_view(self.repository, snapshot)
         number = view.find(ref.path)
         if number is None:
             raise RefNotFound(str(ref), "path")
@@ -142,7 +152,7 @@ class Audit:
             numbers = range(number, number + 1) if entry.is_file else view.below(number)
             yield from self._readers_of_contents({e.digest for n in numbers if (e := view.attributes(n)).is_file})
         elif not number:
-            for source in self._index.sources():
+            for source in self.index.sources():
                 if source.snapshot == snapshot:
                     yield from self._whole(source)
         else:
@@ -158,10 +168,10 @@ class Audit:
         Raises:
             IntegrityError, StoreError: the snapshot cannot be read, so its files have no names.
         """
-        for source in self._sources_of(run):
-            view = open_view(self._repository, source.snapshot)
+        for source in self.sources_of(run):
+            view = open_view(self.repository, source.snapshot)
             folder, prefix = -1, b""
-            for number, opens in self._index.reads_of(source).items(range(view.entries_total)):
+            for number, opens in self.index.reads_of(source).items(range(view.entries_total)):
                 parent = view.parent(number)
                 if parent != folder:
                     folder, prefix = parent, view.path(parent) + b"/" if parent else b""
@@ -169,14 +179,21 @@ class Audit:
 
     def reads_of(self, run: Run) -> Iterator[Read]:
         """Yield what a run read, a snapshot each."""
-        for source in self._sources_of(run):
+        for source in self.sources_of(run):
             yield from self._whole(source)
 
-    def _sources_of(self, run: Run) -> list[Source]:
-        return [source for source in self._index.sources() if source.run == run.run]
+    def counts_of(self, run: Run, used: Input) -> ReadCounts:
+        """Return how often a run opened each entry of what it used."""
+        known = (source for source in self.sources_of(run) if (source.snapshot, source.ref) == (used.snapshot, used.ref))
+        source = next(known, None)
+        return ReadCounts() if source is None else self.index.reads_of(source)
+
+    def sources_of(self, run: Run) -> list[Source]:
+        """Return what a run read, as the index knows it."""
+        return [source for source in self.index.sources() if source.run == run.run]
 
     def _whole(self, source: Source) -> Iterator[Read]:
-        run = self._index.run(source.run)
+        run = self.index.run(source.run)
         used = None if run is None else _input(run, source)
         if run is not None and used is not None:
             total = self.files_total(used)
@@ -186,21 +203,21 @@ class Audit:
         entry = view.attributes(number)
         numbers = range(number, number + 1) if entry.is_file else view.below(number)
         total = 1 if entry.is_file else entry.files
-        for source, counts in self._index.readers_of(view.snapshot, numbers):
+        for source, counts in self.index.readers_of(view.snapshot, numbers):
             opens = counts.times(number) if entry.is_file else None
             yield from self._part(source, path, counts.opened(numbers), total, opens)
 
     def _readers_of_contents(self, contents: set[Digest]) -> Iterator[Read]:
-        sources = list(self._index.sources())
+        sources = list(self.index.sources())
         for snapshot in {source.snapshot for source in sources}:
             self._learn(snapshot)
-        places = self._index.places_of(contents)
+        places = self.index.places_of(contents)
         for source in sources:
             here = places.get(source.snapshot, [])
-            other = self._view(source.snapshot)
+            other = self.view(source.snapshot)
             if not here or other is None:
                 continue
-            counts = self._index.reads_of(source)
+            counts = self.index.reads_of(source)
             opened = [place for place in here if counts.times(place)]
             if not opened:
                 continue
@@ -211,20 +228,21 @@ class Audit:
                 yield from self._part(source, other.path(place), 1, 1, counts.times(place))
 
     def _part(self, source: Source, path: bytes | None, opened: int, total: int, opens: int | None) -> Iterator[Read]:
-        run = self._index.run(source.run)
+        run = self.index.run(source.run)
         used = None if run is None else _input(run, source)
         if run is not None and used is not None:
             yield Read(run, source.snapshot, source.ref, path, opened, total, used.first_open, used.last_open, opens)
 
     def _learn(self, snapshot: Digest) -> None:
-        view = None if self._index.knows_contents(snapshot) else self._view(snapshot)
+        view = None if self.index.knows_contents(snapshot) else self.view(snapshot)
         if view is not None:
-            self._index.learn_contents(snapshot, _files(view))
+            self.index.learn_contents(snapshot, _files(view))
 
-    def _view(self, snapshot: Digest) -> SnapshotView | None:
+    def view(self, snapshot: Digest) -> SnapshotView | None:
+        """Return a view of a snapshot that is shared by all questions; None, and noted, if it cannot be read."""
         if snapshot not in self._views:
             try:
-                self._views[snapshot] = open_view(self._repository, snapshot)
+                self._views[snapshot] = open_view(self.repository, snapshot)
             except (IntegrityError, RepositoryError, FormatError, KeyNotFound):
                 self._views[snapshot] = None  # retired or damaged: the record of who read it stays
                 self.unreadable.add(snapshot)
@@ -236,7 +254,7 @@ class Audit:
             ref = parse_ref(used.ref)
             if ref.version is None:
                 return None
-            version = self._repository.datasets.load(ref.name).version(ref.version)
+            version = self.repository.datasets.load(ref.name).version(ref.version)
         except RefError:
             return None
         return version if version is not None and version.snapshot == used.snapshot else None

@@ -1,0 +1,128 @@
+"""The attempts of a run, host by host: which starts in its journals belong together, and how one is called.
+
+A mount and `vault run` each write down the start that they saw, and each host has mounts of its own. Starts on one host
+that overlap, each in another journal, are one attempt; the n-th attempts of all hosts are attempt n, which is called
+`RUN#n`, or `RUN#n@HOST` where one host is meant. Pure. Threads: pure.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vault.errors import RefNotFound, UsageError
+from vault.ids import RunId
+from vault.repo.run_model import Attempt, Capture, Run
+
+
+@dataclass(frozen=True, slots=True)
+class HostAttempt:
+    """One start of a run on one host, as all who saw it say together."""
+
+    run: RunId
+    number: int  # from 1, on each host
+    host: str
+    parts: tuple[Attempt, ...]  # by when they began
+
+    @property
+    def started(self) -> str:
+        """When it began."""
+        return self.parts[0].start.started
+
+    @property
+    def ended(self) -> str | None:
+        """When it ended; None while anybody who saw it begin has not seen it end."""
+        ends = [part.ended for part in self.parts]
+        return None if None in ends else max(end for end in ends if end is not None)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What was run."""
+        return self.parts[0].start.command
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """How it ended, in the words of those who saw it."""
+        return tuple(dict.fromkeys(part.how for part in self.parts if part.how))
+
+    @property
+    def exit_status(self) -> int | None:
+        """What the command returned, if somebody saw it."""
+        return next((part.exit_status for part in self.parts if part.exit_status is not None), None)
+
+    @property
+    def signal(self) -> str:
+        """What ended the command, if somebody saw it."""
+        return next((part.signal for part in self.parts if part.signal), "")
+
+    @property
+    def output_tail(self) -> str:
+        """The last that the command printed, if somebody kept it."""
+        return next((part.output_tail for part in self.parts if part.output_tail), "")
+
+    @property
+    def capture(self) -> Capture | None:
+        """Its code, environment and machine: of all captures the one that says most."""
+        captures = [part.capture for part in self.parts if part.capture is not None]
+        return max(captures, key=lambda found: (bool(found.code), found.environment is not None), default=None)
+
+    def __str__(self) -> str:
+        return f"{self.run}#{self.number}@{self.host}"
+
+
+def attempts_of(run: Run) -> list[HostAttempt]:
+    """Return the attempts of a run, by number and then by when they began."""
+    by_host: dict[str, list[list[Attempt]]] = {}
+    for part in sorted(run.history, key=lambda part: (part.start.started, not part.is_launch)):
+        groups = by_host.setdefault(part.start.host, [])
+        if not groups or not _belongs(part, groups[-1]):
+            groups.append([])
+        groups[-1].append(part)
+    found = [
+        HostAttempt(run.run, number, host, tuple(parts))
+        for host, groups in by_host.items()
+        for number, parts in enumerate(groups, start=1)
+    ]
+    return sorted(found, key=lambda attempt: (attempt.number, attempt.started, attempt.host))
+
+
+def _belongs(part: Attempt, group: list[Attempt]) -> bool:
+    """Whether a start is that of a group: seen by somebody else, before the group ended."""
+    if part.writer in {known.writer for known in group} or (part.is_launch and any(known.is_launch for known in group)):
+        return False
+    ends = [known.ended for known in group]
+    return None in ends or part.start.started <= max(end for end in ends if end is not None)
+
+
+def split_attempt(text: str) -> tuple[str, int | None, str]:
+    """Take `RUN`, `RUN#2` or `RUN#2@host` apart. Raises UsageError."""
+    run, mark, rest = text.partition("#")
+    number, at, host = rest.partition("@")
+    if not mark:
+        return text, None, ""
+    if not (number.isascii() and number.isdigit() and int(number[:9]) > 0 and len(number) < 10) or (at and not host):
+        raise UsageError(f"{text}: an attempt is RUN#2, or RUN#2@HOST")
+    return run, int(number), host
+
+
+def choose(run: Run, number: int | None, host: str) -> HostAttempt | None:
+    """Return an attempt: the last one if no number is given, on the first host that started it if no host is.
+
+    Raises:
+        RefNotFound: there is none of this number, or not on this host; the error has near ones.
+    """
+    known = attempts_of(run)
+    if number is None:
+        return _last(known)
+    of_number = [attempt for attempt in known if attempt.number == number]
+    found = next((attempt for attempt in of_number if not host or attempt.host == host), None)
+    if found is None:
+        near = [str(attempt) for attempt in of_number or known[-1:]][:3]
+        raise RefNotFound(f"{run.run}#{number}" + (f"@{host}" if host else ""), "attempt", near)
+    return found
+
+
+def _last(known: Iterable[HostAttempt]) -> HostAttempt | None:
+    """Return the last attempt on the host that began first, rather one with a capture."""
+    attempts = list(known)
+    captured = [attempt for attempt in attempts if attempt.capture is not None] or attempts
+    numbers = [attempt.number for attempt in captured]
+    return next((attempt for attempt in captured if attempt.number == max(numbers)), None)

@@ -24,7 +24,7 @@ def log(session: Session, dataset: str, number: int | None) -> None:
         raise UsageError(f"versions are those of a whole dataset: vault log {ref.name}@{ref.selector}")
     newest = vault.version(dataset).number if "@" in dataset else None
     found = vault.dataset(ref.name)
-    shown = found.versions[:newest][::-1][:number]
+    shown = [v for v in reversed(found.versions) if newest is None or v.number <= newest][:number]
     for version in shown:
         session.out.answer("version", version_record(found, version), _text(session, found, version))
     session.out.summary({"dataset": found.name, "versions": len(found.versions)})
@@ -50,7 +50,7 @@ def version_record(dataset: Dataset, version: Version) -> dict[str, object]:
 
 def labels_of(dataset: Dataset, version: Version) -> list[str]:
     """Return the labels on a version, `latest` first if it is that."""
-    latest = ["latest"] if version.number == len(dataset.versions) else []
+    latest = ["latest"] if version.number == dataset.newest else []
     return latest + sorted(label for label, number in dataset.labels.items() if number == version.number)
 
 
@@ -59,4 +59,5 @@ def _text(session: Session, dataset: Dataset, version: Version) -> str:
     head = session.out.styled(f"{dataset.name}@v{version.number}", "yellow") + (f" ({labels})" if labels else "")
     size = f"{count_text(version.files, 'file')}  {size_text(version.size_bytes)}"
     line = f"{head}  {digest_text(version.snapshot)}  {time_text(version.time)}  {one_line(version.author)}  {size}"
-    return "\n".join([line, *(f"    {one_line(part)}" for part in version.message.splitlines())])
+    made_by = [f"    made by run {version.run}"] if version.run else []
+    return "\n".join([line, *made_by, *(f"    {one_line(part)}" for part in version.message.splitlines())])

@@ -11,9 +11,6 @@ from vault.cli.output import one_line
 from vault.errors import InvalidRef, UsageError
 from vault.ids import RunId, check_run_id
 
-_NOT_FOUND = 127
-_NOT_EXECUTABLE = 126
-
 
 @click.command(
     context_settings={"allow_interspersed_args": False},
@@ -48,36 +45,42 @@ def run(
 
     from vault.ops.outputs import parse_output
     from vault.ops.reporting import params_of
-    from vault.ops.running import Command, Done, run_command
+    from vault.ops.running import NOT_EXECUTABLE, NOT_FOUND, Command, run_command
     from vault.repo.repository import Repository
     from vault.stores.registry import open_store
 
     out = session.out
     store = open_store(session.store)
-    executable = _find(command[0])
-    if isinstance(executable, int):
-        reason = "it may not be executed" if executable == _NOT_EXECUTABLE else "there is no such command"
-        out.error(UsageError(reason), executable, f"{one_line(command[0])}: {reason}")
-        return executable
+    executable = shutil.which(command[0])
+    if executable is None:
+        is_there = "/" in command[0] and os.path.exists(command[0])
+        reason = "it may not be executed" if is_there else "there is no such command"
+        status = NOT_EXECUTABLE if is_there else NOT_FOUND
+        out.error(UsageError(reason), status, f"{one_line(command[0])}: {reason}")
+        return status
     specs = [parse_output(text, os.getcwd()) for text in outputs]
     environment = {**os.environ, "VAULTFS_STORE": session.store, "VAULTFS_CACHE_DIR": session.cache_dir}
-    done: Done = run_command(
-        Command(
-            words=command,
-            executable=executable,
-            environment=environment,
-            outputs=specs,
-            params=params_of(dict(map(_parse_param, params))),
-            run=_parse_name(name),
-            message=message,
-            author=_author(),
-        ),
-        partial(Repository.open, store, session.cache_dir),
-        cache_root=session.cache_dir,
-        store_url=store.url,
-        named=lambda made: out.note(f"vault: run {made}"),
-        warn=lambda text: out.warn(f"vault: {text}"),
-    )
+    try:
+        done = run_command(
+            Command(
+                words=command,
+                executable=executable,
+                environment=environment,
+                outputs=specs,
+                params=params_of(dict(map(_parse_param, params))),
+                run=_parse_name(name),
+                message=message,
+                author=_author(),
+            ),
+            partial(Repository.open, store, session.cache_dir),
+            cache_root=session.cache_dir,
+            store_url=store.url,
+            named=lambda made: out.note(f"vault: run {made}"),
+            warn=lambda text: out.warn(f"vault: {text}"),
+        )
+    except OSError as error:
+        out.error(error, NOT_EXECUTABLE, f"{one_line(command[0])}: {error.strerror or error}")
+        return NOT_EXECUTABLE
     ended = done.ended
     for output in done.outputs:
         ref = f"{output.dataset}@v{output.version}"
@@ -95,15 +98,6 @@ def run(
         },
     )
     return ended.exit_status
-
-
-def _find(command: str) -> str | int:
-    """Return the path of a command, or the exit status of a shell that does not find it."""
-    if "/" in command:
-        if not os.path.exists(command):
-            return _NOT_FOUND
-        return command if os.access(command, os.X_OK) and not os.path.isdir(command) else _NOT_EXECUTABLE
-    return shutil.which(command) or _NOT_FOUND
 
 
 def _parse_param(text: str) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from vault.capture.redaction import HIDDEN, redact_command
 TAIL_SIZE: Final = 16 << 10
 DRAIN_S: Final = 2.0  # how long what is still in a pipe may take once the command has ended
 _COPY_SIZE: Final = 64 << 10
-_PASSED_ON: Final = frozenset(
+PASSED_ON: Final = frozenset(
     {
         *(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2),
         *(signal.SIGTSTP, signal.SIGCONT, signal.SIGALRM),
@@ -76,11 +76,13 @@ class Child:
         Raises:
             OSError: it cannot be started.
         """
-        signals = {signal.SIGCHLD} | {one for one in _PASSED_ON if signal.getsignal(one) is not signal.SIG_IGN}
+        signals = {signal.SIGCHLD} | {one for one in PASSED_ON if signal.getsignal(one) is not signal.SIG_IGN}
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         try:
             self._start(before)
-            started(self.pid)
+            started(self.pid)  # before a word of the command gets out
+            for relay, _ in self._relays:
+                relay.start()
             status = self._wait(signals)
         finally:
             while signal.sigtimedwait(signals, 0) is not None:
@@ -124,8 +126,6 @@ class Child:
         finally:
             for end in ours:
                 os.close(end)
-        for relay, _ in self._relays:
-            relay.start()
 
     def _wait(self, signals: "set[signal.Signals]") -> int:
         """Return the wait status of the command, passing signals on until it has ended."""

@@ -7,6 +7,7 @@ command; a second one watches what it makes and sends reports.
 import contextlib
 import os
 import secrets
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +22,16 @@ from vault.clock import format_time, now_ns
 from vault.errors import VaultError
 from vault.format.records import Finish, Output
 from vault.ids import RunId
-from vault.ops.child import Child, Ended
+from vault.ops.child import PASSED_ON, Child, Ended
 from vault.ops.outputs import OutputSpec, OutputWatch
 from vault.ops.reporting import Reporter, deliver_left, start_of
 from vault.repo.report_box import remembered_store
 from vault.repo.repository import Repository
 
 LOOK_EVERY_S: Final = 1.0
+CAPTURE_WAIT_S: Final = 10.0  # then the command starts, and its code is captured beside it
+NOT_EXECUTABLE: Final = 126  # exit statuses of shells
+NOT_FOUND: Final = 127
 _RANKS: Final = (
     *("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK"),
     "JOB_COMPLETION_INDEX",
@@ -97,12 +101,16 @@ def run_command(
         watch = OutputWatch(
             command.outputs if _is_first(command.environment) else (),
             run,
-            message=command.message or f"made by run {run}",
+            message=command.message,
             author=command.author,
             report=lambda output: _tell(reporter, output),
             warn=warn,
         )
-        ended = _run_watched(command, run, reporter, watch)
+        try:
+            ended = _run_watched(command, run, reporter, watch)
+        except OSError:
+            finish = Finish(ended=format_time(now_ns()), exit_status=NOT_EXECUTABLE)
+            raise
         finish = Finish(ended=format_time(now_ns()), exit_status=ended.status, signal=ended.signal, output_tail=ended.tail)
         watch.finish(reporter.repository(now=True), is_success=ended.status == 0)
     finally:
@@ -131,28 +139,46 @@ def _run_of(command: Command, store_id: str) -> tuple[RunId, str, Identity | Non
 
 
 def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: OutputWatch) -> Ended:
-    """Run the command beside a thread that looks what it makes, and sends what there is to be told."""
-    over = threading.Event()
+    """Run the command beside a thread that captures it, looks what it makes, and sends what there is to be told."""
+    captured, over = threading.Event(), threading.Event()
 
     def look() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # they are for the thread that waits for the command
+        try:
+            _capture(command, reporter)
+        finally:
+            captured.set()
         while not over.wait(LOOK_EVERY_S):
             with contextlib.suppress(VaultError, OSError):
                 watch.look(reporter.repository())
                 reporter.flush()
 
     watcher = threading.Thread(target=look, name="vault-watch", daemon=True)
+    watcher.start()
+    captured.wait(CAPTURE_WAIT_S)  # code is to be caught before the command may change it, but not at any price
     environment = {**command.environment, RUN_VARIABLE: run}
-
-    def started(pid: int) -> None:
-        reporter.lives_in(pid)
-        watcher.start()
-
     try:
-        return Child(command.words, command.executable, environment).run(started)
+        return Child(command.words, command.executable, environment).run(reporter.lives_in)
     finally:
         over.set()
-        if watcher.is_alive():
-            watcher.join()
+        watcher.join()
+
+
+def _capture(command: Command, reporter: Reporter) -> None:
+    """Put code, environment and machine on record, as far as that goes."""
+    from vault.ops.capturing import Subject, capture
+
+    repository = reporter.repository()
+    try:
+        if repository is None:
+            reporter.capture({"gaps": ("the store was away: code and environment were not captured",)})
+            return
+        subject = Subject(
+            cwd=os.getcwd(), command=command.words, executable=command.executable, environment=command.environment
+        )
+        reporter.capture(capture(repository, subject))
+    except (VaultError, OSError) as error:
+        reporter.capture({"gaps": (f"not captured: {error}"[:1024],)})
 
 
 def _tell(reporter: Reporter, output: Output) -> None:

@@ -158,8 +158,11 @@ class ReportBox:
         return [said for number in self._segments() for said in self._load(number)]
 
     def note(self, name: str, data: bytes = b"") -> None:
-        """Keep a small file beside the segments, durably: what whoever goes on must know."""
-        write_durably(f"{self.folder}/{name}", data)
+        """Keep a small file beside the segments: what whoever goes on must know. At once: it is for after a kill."""
+        unfinished = f"{self.folder}/{name}.new"
+        with open(unfinished, "wb") as file:
+            file.write(data)
+        os.rename(unfinished, f"{self.folder}/{name}")
 
     def noted(self, name: str) -> bytes | None:
         """Return what was kept under a name; None if nothing was."""

@@ -41,7 +41,21 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
     "Who read what": {
         "run": Place("vault.cli.cmd_run:run", "Run a command on record, with what it is given and makes."),
         "runs": Place("vault.cli.cmd_runs:runs", "List the runs that read through a mount."),
+        "runs show": Place("vault.cli.cmd_runs_show:show", "Show all that is on record of a run."),
+        "compare": Place("vault.cli.cmd_compare:compare", "Show what differs between two runs, and matters."),
+        "lineage": Place("vault.cli.cmd_lineage:lineage", "Show where weights or a run came from."),
+        "whence": Place("vault.cli.cmd_whence:whence", "Find what made a file, from its bytes alone."),
         "audit": Place("vault.cli.cmd_audit:audit", "Show which runs opened a dataset, a version or a file."),
+        "audit verify": Place("vault.cli.cmd_ledger:verify", "Check all records against the ledger."),
+        "ledger checkpoint": Place("vault.cli.cmd_ledger:checkpoint", "Take new records into the ledger; sign it."),
+        "ledger show": Place("vault.cli.cmd_ledger:show", "List the checkpoints of the ledger."),
+        "ledger prove": Place("vault.cli.cmd_ledger:prove", "Prove to others that a run is on record."),
+        "ledger check": Place("vault.cli.cmd_ledger:check", "Check such a proof, without the store."),
+    },
+    "Publishing": {
+        "bundle": Place("vault.cli.cmd_bundle:bundle", "Put one run into a file that anybody can check and repeat."),
+        "bundle verify": Place("vault.cli.cmd_bundle:verify", "Check such a file, with nothing else at hand."),
+        "key new": Place("vault.cli.cmd_key:new", "Make a pair of keys that sign bundles and the ledger."),
     },
     "Care": {
         "verify": Place("vault.cli.cmd_verify:verify", "Check a store and name what is damaged."),

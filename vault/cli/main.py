@@ -113,6 +113,8 @@ def _next_step(error: VaultError) -> str:
         "label": f"'vault log {name}' lists versions and labels",
         "path": f"'vault ls {error.text.partition('/')[0]}' lists what there is",
         "run": "'vault runs' lists the runs",
+        "run or dataset": "'vault runs' lists the runs, 'vault ls' the datasets",
+        "entry in the ledger for": "'vault ledger checkpoint' takes in what is new",
     }
     return f"; {steps[error.what]}" if error.what in steps else ""
 

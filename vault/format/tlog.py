@@ -1,4 +1,4 @@
-"""The Merkle tree of the ledger: hashes and proofs of RFC 6962, tiles of C2SP tlog-tiles (docs/format/ledger.md, section 3).
+"""The Merkle tree of the ledger: hashes and proofs of RFC 6962, tiles of C2SP (docs/format/ledger.md, section 3).
 
 Does not know what leaves say, who signed a root, or where tiles lie. Threads: pure; a TreeBuilder belongs to one thread.
 """

@@ -11,8 +11,9 @@ import vault.repo.stat_cache as stat_cache_module
 from vault.errors import CacheUnusable
 from vault.format.digest import digest
 from vault.ids import RunId
-from vault.ops.audit import Audit, Filter
+from vault.ops.audit import Audit
 from vault.ops.commit import commit
+from vault.ops.run_filter import Filter
 from vault.repo.lmdb_file import LmdbFile
 from vault.testing.places import Place
 from vault.testing.privileges import unprivileged

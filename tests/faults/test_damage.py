@@ -23,11 +23,12 @@ from vault.format.digest import digest
 from vault.format.layout import MAPS, index_digest, map_key, pack_index_key, pack_key, whole_index_key, whole_key
 from vault.format.tree import Entry, Kind
 from vault.ids import Digest
-from vault.ops.audit import Audit, Filter
+from vault.ops.audit import Audit
 from vault.ops.checkout import checkout
 from vault.ops.commit import commit
 from vault.ops.diff import diff_snapshots
 from vault.ops.listing import root_entry
+from vault.ops.run_filter import Filter
 from vault.ops.verify import Problem
 from vault.repo.content import read_content
 from vault.repo.repository import Repository

@@ -14,8 +14,9 @@ from vault.format.journal import encode_entry
 from vault.format.readset import Segment, encode_readset, join_segments
 from vault.format.records import RUN_KINDS, End, ProcessClass, Reads, RecordEntry, Start, run_journal
 from vault.ids import Ref, RunId, parse_ref
-from vault.ops.audit import Audit, Filter
+from vault.ops.audit import Audit
 from vault.ops.commit import commit
+from vault.ops.run_filter import Filter
 from vault.repo.journals import Journal
 from vault.repo.repository import Repository
 from vault.repo.run_index import open_run_index

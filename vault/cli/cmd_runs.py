@@ -1,5 +1,6 @@
 """`vault runs`."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 
@@ -10,8 +11,10 @@ from vault.cli.options import Session, complete_dataset, session_options
 from vault.cli.output import count_text, one_line, time_text
 from vault.clock import now_ns
 from vault.errors import UsageError
-from vault.format.records import ProcessClass
-from vault.repo.run_model import Input, Run
+from vault.format.records import Output, ProcessClass, Verdict
+from vault.ops.attempts import HostAttempt, attempts_of
+from vault.ops.run_filter import STATUSES, status_of
+from vault.repo.run_model import Input, MetricSummary, Run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,12 +22,18 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _INDENT = 4
+_OUTPUTS_SHOWN = 3
+_WORDS_SHOWN = 6
+_WORD_LENGTH = 60
 _PROGRAMS_SHOWN = 3  # of those that opened files below another one's name
 
 
 @click.command(
     epilog=examples(
-        "vault runs", "vault runs --dataset imagenet --since 7d", "vault runs --class training --user anna --json"
+        "vault runs",
+        "vault runs --dataset imagenet --since 7d",
+        "vault runs --metric 'acc>0.7' --param lr=0.1 --sort -acc",
+        "vault runs --status failed --user anna --json",
     )
 )
 @click.option(
@@ -44,27 +53,51 @@ _PROGRAMS_SHOWN = 3  # of those that opened files below another one's name
     type=click.Choice([str(kind) for kind in ProcessClass]),
     help="Runs of this kind of program. Can be repeated.",
 )
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="TEST", help="Runs whose last value fits: 'acc>0.7', 'max(acc)>0.7'."
+)
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Runs with this parameter. Can be repeated.")
+@click.option("--status", type=click.Choice(STATUSES), default=None, help="Runs that stand so; ended: nobody saw how.")
+@click.option("--sort", metavar="KEY", default="", help="By a metric, a parameter, started or ended; -KEY: descending.")
 @click.option("-n", "--number", metavar="N", type=click.IntRange(min=1), help="Show the newest N runs only.")
 @session_options
 def runs(
-    session: Session, dataset: str, user: str, host: str, since: str, classes: tuple[str, ...], number: int | None
+    session: Session,
+    dataset: str,
+    user: str,
+    host: str,
+    since: str,
+    classes: tuple[str, ...],
+    metrics: tuple[str, ...],
+    params: tuple[str, ...],
+    status: str | None,
+    sort: str,
+    number: int | None,
 ) -> None:
     """List the runs that read through a mount, newest first, with what they opened.
 
     Nothing has to be declared: whatever opens a file below a mount is on record. Shells, indexers and backups are,
-    too; --class training leaves them out.
+    too; --class training leaves them out. 'vault runs show RUN' shows all that is on record of one.
     """
-    from vault.ops.audit import Filter
+    from vault.ops.run_filter import Filter, parse_metric_test, parse_param, sort_runs
 
     vault = session.open()
     if dataset:
         vault.dataset(dataset)  # a name that was mistyped is an error, not an empty answer
     wanted = Filter(
-        dataset=dataset, user=user, host=host, since_ns=parse_since(since), classes=frozenset(map(ProcessClass, classes))
+        dataset=dataset,
+        user=user,
+        host=host,
+        since_ns=parse_since(since),
+        classes=frozenset(map(ProcessClass, classes)),
+        params=tuple(map(parse_param, params)),
+        metrics=tuple(map(parse_metric_test, metrics)),
+        status=status or "",
     )
     audit = vault.open_audit()
     count = 0
-    for run in islice(audit.runs(wanted), number):
+    found = audit.runs(wanted)
+    for run in islice(sort_runs(found, sort) if sort else found, number):
         count += 1
         session.out.answer("run", run_record(audit, run), run_text(session, audit, run))
     session.out.summary({"runs": count})
@@ -98,7 +131,14 @@ def run_record(audit: "Audit", run: Run) -> dict[str, object]:
         "details": run.details,
         "trackers": run.trackers,
         "gaps": list(run.gaps),
-        "inputs": [_input_record(audit, used) for used in run.inputs],
+        "inputs": [input_record(audit, used) for used in run.inputs],
+        "params": run.params,
+        "metrics": {name: metric_record(metric) for name, metric in run.metrics.items()},
+        "outputs": [_output_record(output) for output in run.outputs],
+        "status": status_of(run),
+        "exit_status": run.exit_status,
+        "verdicts": [_verdict_record(verdict) for verdict in run.verdicts],
+        "history": [_attempt_record(attempt) for attempt in attempts_of(run)],
     }
 
 
@@ -113,8 +153,34 @@ def run_text(session: Session, audit: "Audit", run: Run) -> str:
     if len(others) > _PROGRAMS_SHOWN:
         lines.append(_indented(f"by  {len(others) - _PROGRAMS_SHOWN} more programs"))
     lines += [_indented(f"{used.ref}  {opened_text(used.opened, audit.files_total(used))}") for used in run.inputs]
+    if run.params:
+        lines.append(_indented(f"with  {_few(f'{name}={value}' for name, value in run.params.items())}"))
+    if run.metrics:
+        lines.append(_indented(f"got  {_few(f'{name} {metric_text(metric)}' for name, metric in run.metrics.items())}"))
+    lines += [_indented(f"made  {one_line(f'{made.dataset}@v{made.version}')}") for made in run.outputs[-_OUTPUTS_SHOWN:]]
+    if status_of(run) == "failed":
+        lines.append(_indented(one_line(f"failed: {_how(run)}")))
     lines += [_indented(f"not seen: {one_line(gap)}") for gap in run.gaps]
     return "\n".join(lines)
+
+
+def metric_text(metric: MetricSummary | None) -> str:
+    """Return the last value of a metric, and at which step."""
+    if metric is None:
+        return "none"
+    value = "not finite" if metric.last is None else f"{metric.last:.6g}"
+    return value if metric.last_step is None else f"{value} at step {metric.last_step:,}"
+
+
+def metric_record(metric: MetricSummary) -> dict[str, object]:
+    """Return a metric for JSON."""
+    return {
+        "last": metric.last,
+        "last_step": metric.last_step,
+        "least": metric.least,
+        "greatest": metric.greatest,
+        "count": metric.count,
+    }
 
 
 def who_text(run: Run) -> str:
@@ -155,7 +221,8 @@ def _when_text(run: Run) -> str:
     return started if ended == started else f"{started} to {ended.removeprefix(started[:11])}"
 
 
-def _input_record(audit: "Audit", used: Input) -> dict[str, object]:
+def input_record(audit: "Audit", used: Input) -> dict[str, object]:
+    """Return what a run opened of one snapshot, for JSON."""
     return {
         "snapshot": used.snapshot.hex(),
         "ref": used.ref,
@@ -164,6 +231,52 @@ def _input_record(audit: "Audit", used: Input) -> dict[str, object]:
         "first_open": used.first_open,
         "last_open": used.last_open,
     }
+
+
+def _output_record(output: Output) -> dict[str, object]:
+    return {
+        "ref": f"{output.dataset}@v{output.version}",
+        "snapshot": output.snapshot,
+        "time": output.time,
+        "path": output.path,
+        "label": output.label,
+        "step": output.step,
+    }
+
+
+def _verdict_record(verdict: Verdict) -> dict[str, object]:
+    return {
+        "of": verdict.of,
+        "level": verdict.level,
+        "reasons": list(verdict.reasons),
+        "tolerance": verdict.tolerance,
+        "figures": verdict.figures,
+    }
+
+
+def _attempt_record(attempt: HostAttempt) -> dict[str, object]:
+    return {
+        "attempt": attempt.number,
+        "host": attempt.host,
+        "started": attempt.started,
+        "ended": attempt.ended,
+        "endings": list(attempt.endings),
+        "exit_status": attempt.exit_status,
+        "signal": attempt.signal,
+        "captured": attempt.capture is not None,
+    }
+
+
+def _how(run: Run) -> str:
+    told = next(a for a in reversed(run.history) if a.exit_status is not None or a.signal)
+    return told.signal or f"exit status {told.exit_status}"
+
+
+def _few(words: Iterable[str]) -> str:
+    """Return the first of some words, and how many more there are."""
+    known = list(words)
+    more = f" and {len(known) - _WORDS_SHOWN:,} more" if len(known) > _WORDS_SHOWN else ""
+    return one_line(", ".join(word[:_WORD_LENGTH] for word in known[:_WORDS_SHOWN]) + more)
 
 
 def _indented(text: str) -> str:

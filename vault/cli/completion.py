@@ -55,6 +55,11 @@ def complete_folder(_ctx: click.Context, _param: click.Parameter, _incomplete: s
     return [CompletionItem("", "dir")]
 
 
+def complete_file(_ctx: click.Context, _param: click.Parameter, _incomplete: str) -> list[CompletionItem]:
+    """Let the shell offer files."""
+    return [CompletionItem("", "file")]
+
+
 def _offer(ctx: click.Context, incomplete: str, find: "Callable[[Vault], Iterable[str]]") -> list[CompletionItem]:
     try:
         session = Session(quiet=True)

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from vault.clock import parse_time
 from vault.errors import AmbiguousRef, FormatError, IntegrityError, KeyNotFound, RefError, RefNotFound, RepositoryError
-from vault.format.records import ProcessClass
 from vault.format.tree import Kind
 from vault.ids import Digest, Ref, RunId, parse_ref
+from vault.ops.run_filter import Filter
 from vault.repo.datasets import Version
 from vault.repo.read_counts import ReadCounts
 from vault.repo.repository import Repository
@@ -23,17 +22,6 @@ from vault.repo.version_index import VersionIndex, open_version_index
 from vault.view import SnapshotView, open_view
 
 NEAR_MAX: Final = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """Which runs are wanted. Empty means all."""
-
-    dataset: str = ""
-    user: str = ""
-    host: str = ""
-    since_ns: int = 0  # runs that ended, or were last seen, no earlier
-    classes: frozenset[ProcessClass] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +69,7 @@ class Audit:
 
     def runs(self, wanted: Filter) -> Iterator[Run]:
         """Yield the runs that fit, those that started last first."""
-        for run in self.index.runs():
-            if wanted.dataset and not any(_dataset(known.ref) == wanted.dataset for known in run.inputs):
-                continue
-            if (wanted.user and wanted.user not in run.users) or (wanted.host and wanted.host not in run.hosts):
-                continue
-            if wanted.since_ns and parse_time(run.ended or run.last_seen) < wanted.since_ns:
-                continue
-            if not wanted.classes or run.process_class in wanted.classes:
-                yield run
+        return filter(wanted.fits, self.index.runs())
 
     def run(self, text: str) -> Run:
         """Return the run of an ID, or the only one whose ID starts or ends so.

@@ -69,7 +69,8 @@ def compare(audit: Audit, old: Side, new: Side) -> Comparison:
         metrics = [MetricDifference(name, old.run.metrics.get(name), new.run.metrics.get(name)) for name in names]
     if old.attempt is not None and new.attempt is not None:
         more, missing = compare_attempts(audit, old.attempt, new.attempt)
-        found += more
+        values = {(known.old, known.new) for known in found if known.cause == Cause.PARAMETER}
+        found += [known for known in more if known.cause != Cause.COMMAND or (known.old, known.new) not in values]
         unknown += missing
     return Comparison(old, new, tuple(by_likelihood(found)), tuple(metrics), tuple(dict.fromkeys(unknown)))
 

@@ -66,7 +66,7 @@ def _pair(audit: Audit, old: tuple[Run, Input | None], new: tuple[Run, Input | N
         used = before or after
         assert used is not None
         cause = Cause.DATA if used.opened else Cause.UNOPENED
-        note = f"{used.opened:,} files opened, by one of them alone"
+        note = f"{used.opened:,} {'file' if used.opened == 1 else 'files'} opened, by one of them alone"
         sides = [None if side is None else side.ref for side in (before, after)]
         yield Difference(cause, used.ref, sides[0], sides[1], note)
         return
@@ -101,7 +101,7 @@ def _snapshots(audit: Audit, old: Input, new: Input, counts: tuple[ReadCounts, R
     total = sum(kinds.values())
     words = ", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "no files differ"
     more = "at least " if total == CHANGES_MAX else ""
-    note = f"{more}{words}; of these {opened:,} were opened"
+    note = f"{more}{words}; opened of these: {opened:,}"
     cause = Cause.DATA if opened or total == CHANGES_MAX else Cause.UNOPENED
     files = tuple((named + rest)[:CHANGES_NAMED_MAX])
     return Difference(cause, old.ref.partition("@")[0], old.ref, new.ref, note, files=files)

@@ -38,6 +38,7 @@ from vault.stores.registry import open_store
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vault.ops.audit import Audit, OpenedFile, Read
+    from vault.ops.bundle import BundlePlan
     from vault.ops.checkout import CheckoutResult
     from vault.ops.commit import CommitResult
     from vault.ops.diff import Change
@@ -220,6 +221,33 @@ class Vault:
         from vault.ops.verify import verify
 
         return verify(self.repository, data=data, progress=progress)
+
+    # Bundles.
+
+    def plan_bundle(
+        self,
+        run: str,
+        *,
+        only_opened: bool = False,
+        with_host: bool = False,
+        outputs: str = "last",
+        progress: Progress = SILENT,
+    ) -> "BundlePlan":
+        """Return what a bundle of a run is going to hold, and what in it looks like a secret. Writes nothing.
+
+        Args:
+            run: named as for `run`.
+            only_opened: of data that it read, only the files that it opened.
+            with_host: leave hosts, users and places in the record.
+            outputs: which of the versions that it made: the `last` of each dataset, `all` or `none`.
+            progress: told what was looked at.
+        """
+        from vault.ops.bundle import plan_bundle
+
+        found = self.open_audit().run(run).run
+        return plan_bundle(
+            self.repository, found, only_opened=only_opened, with_host=with_host, outputs=outputs, progress=progress
+        )
 
     # Runs.
 

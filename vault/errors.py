@@ -9,7 +9,8 @@
     │   └── StoreFull               no space left
     ├── IntegrityError
     │   ├── DigestMismatch          bytes do not hash to their name
-    │   └── Damaged                 a stored file that is not what its format says
+    │   ├── Damaged                 a stored file that is not what its format says
+    │   └── BundleError             a bundle that breaks its format, or its promises
     ├── FormatError                 bytes that no version of the format allows (also a ValueError)
     │   └── UnsupportedVersion      written by a newer vault
     ├── RefError                    names that users type
@@ -24,6 +25,7 @@
     │   ├── SpecialFile             socket, device or FIFO in a dataset
     │   ├── TargetUnwritable        where a checkout is to go
     │   └── ObjectMissing           named, but in no pack
+    │       └── NotInBundle         left out of a bundle on purpose
     ├── CacheUnusable               this machine's cache directory
     ├── MountError
     ├── RecordingError              an open that cannot be put on record, so it is refused
@@ -290,6 +292,28 @@ class ObjectMissing(RepositoryError):
 
     def __str__(self) -> str:
         return f"object {self.digest[:12]} is in no pack of the store: run 'vault verify'"
+
+
+class NotInBundle(ObjectMissing):
+    """A file that a bundle leaves out: it has what its run opened, and no more."""
+
+    def __str__(self) -> str:
+        return (
+            f"content {self.digest[:12]} was left out of this bundle: it holds only the files that its run opened; "
+            "ask whoever published it for a bundle made without --only-opened"
+        )
+
+
+class BundleError(IntegrityError):
+    """A bundle that is not what it says: cut off, changed, signed by somebody else. Nothing of it should be believed."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where} is no bundle to rely on: {self.reason}; ask whoever gave it to you for another copy"
 
 
 class CacheUnusable(VaultError):

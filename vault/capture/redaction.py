@@ -5,7 +5,7 @@ given as a plain word cannot be told from a word. Threads: pure.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 HIDDEN: Final = "***"
@@ -21,6 +21,23 @@ _TOKENS = re.compile(
     r"|xox[abprs]-[\w-]{8,}|AIza[\w-]{20,}|ey[JK][\w-]{8,}\.[\w-]{8,}\.[\w-]{4,})"
 )
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_NAMES = r"(?:passw(?:or)?d|passphrase|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key)"
+_PLACES: Final = (
+    (_TOKENS, "a token"),
+    (re.compile(r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----"), "a private key"),
+    (re.compile(r"://[^/@\s:\"']{0,256}:([^/@\s\"']{1,256})@"), "credentials in a URL"),
+    (
+        re.compile(rf"(?i){_NAMES}[\w.-]{{0,64}}[\"']?\s{{0,8}}[:=]\s{{0,8}}[rbf]?[\"']([^\"'\s]{{8,512}})[\"']"),
+        "a secret given a value",
+    ),
+    (
+        re.compile(r"(?m)^(?:export\s+)?[A-Z0-9_]{0,64}(?:SECRET|TOKEN|PASSWORD|KEY)=([^\s\"']{8,512})$"),
+        "a secret given a value",
+    ),
+)
+_PLACEHOLDER = re.compile(
+    r"(?i)[<>{}$\[\]()]|\A(?:your|my|some|example|changeme|change[-_]me|placeholder|x{4,}|\*{3,}|redacted)"
+)
 _RANDOM = re.compile(r"\A(?=[^A-Z]*[A-Z])(?=[^a-z]*[a-z])(?=[^0-9]*[0-9])[A-Za-z0-9+=_-]{24,}\Z")
 _SECRET_VARIABLE = re.compile(
     r"(?i)(?:pass(?:word|wd|phrase)?|secret|token|credential|api_?key|access_?key|private_?key|cookie)"
@@ -80,3 +97,12 @@ def _redact(argument: str) -> tuple[str, bool]:
 
 def _without_tokens(text: str) -> str:
     return _TOKENS.sub(HIDDEN, _URL_CREDENTIALS.sub(HIDDEN, text))
+
+
+def secret_places(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (offset, what it looks like) of whatever in a text may be a secret, for those who publish it."""
+    for pattern, what in _PLACES:
+        for match in pattern.finditer(text):
+            value = match[match.lastindex or 0]
+            if HIDDEN not in value and not _PLACEHOLDER.search(value):
+                yield match.start(), what

@@ -30,6 +30,8 @@ def verify(session: Session, data: bool) -> int:
         f"{count_text(result.whole_files, 'whole file')}, {count_text(result.runs, 'run')}"
     )
     how = f"all {size_text(result.read_bytes)} read" if data else "contents not read: --data does"
+    if result.absent:
+        looked += f"; {count_text(result.absent, 'file')} left out of this bundle on purpose"
     verdict = count_text(result.problems, "problem") if result.problems else "no damage found"
     out.summary(
         {
@@ -41,6 +43,7 @@ def verify(session: Session, data: bool) -> int:
             "whole_files": result.whole_files,
             "maps": result.maps,
             "runs": result.runs,
+            "absent": result.absent,
             "read_bytes": result.read_bytes,
             "with_data": data,
             "elapsed_s": round(out.elapsed_s, 3),

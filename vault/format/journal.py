@@ -69,6 +69,16 @@ class VersionEntry(Entry, frozen=True, kw_only=True, tag="version"):
     run: ShortText | None = None  # the run that produced it
 
 
+class BundledEntry(Entry, frozen=True, kw_only=True, tag="bundled"):
+    """A version that a bundle took along, under the number that it has where it came from. Its `time` is the version's."""
+
+    version: Number  # greater than those before it
+    snapshot: HexDigest
+    files: Count
+    bytes: Count
+    run: ShortText | None = None  # the run that produced it, if it is the bundle's own
+
+
 class LabelEntry(Entry, frozen=True, kw_only=True, tag="label"):
     """A label was put on a version, or taken away."""
 
@@ -102,7 +112,7 @@ def kinds(*types: type[Entry]) -> Kinds:
     return {str(entry_type.__struct_config__.tag): entry_type for entry_type in types}
 
 
-DATASET_KINDS: Final = kinds(VersionEntry, LabelEntry)
+DATASET_KINDS: Final = kinds(VersionEntry, LabelEntry, BundledEntry)
 
 
 def encode_entry(entry: Entry) -> bytes:

@@ -12,6 +12,8 @@ WHOLE: Final = "whole/"
 MAPS: Final = "maps/"
 DATASETS: Final = "datasets/"
 RUNS: Final = "runs/"
+BUNDLE_KEY: Final = "bundle.json"  # in bundles alone
+PARTIAL_KEY: Final = "opened-only"  # in bundles that leave out files which their run did not open
 
 
 @lru_cache(maxsize=256)  # asked for with every object that is read

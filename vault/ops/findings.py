@@ -42,6 +42,7 @@ class VerifyResult:
     versions: int = 0
     runs: int = 0
     files: int = 0
+    absent: int = 0  # files that a bundle leaves out on purpose
     read_bytes: int = 0
     problems: int = 0
     with_data: bool = False
@@ -56,6 +57,7 @@ class State:
     objects: ObjectReader
     progress: Progress
     result: VerifyResult
+    partial: bool = False  # a bundle of what its run opened: contents may be absent, and no more than that
     bad_objects: dict[Digest, set[Digest]] = field(default_factory=dict)  # by pack or whole file
     lone_packs: list[Digest] = field(default_factory=list)  # that have no index
     lone_whole_files: list[Digest] = field(default_factory=list)

@@ -9,14 +9,16 @@ Threads: the caller's.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from vault.errors import CacheUnusable, Damaged, FormatError, VaultError
+from vault.errors import CacheUnusable, Damaged, FormatError, KeyNotFound, VaultError
 from vault.format.journal import entry_key
-from vault.format.layout import DATASETS
+from vault.format.layout import DATASETS, PARTIAL_KEY
 from vault.format.readset import decode_readset
 from vault.format.records import RecordEntry, run_journal
+from vault.ids import Digest
 from vault.ops.findings import Problem, ProblemKind, State, VerifyResult
 from vault.ops.verify_stored import check_lone_files, check_maps, check_packs, check_whole_files
 from vault.ops.verify_trees import TreeCheck
@@ -30,19 +32,31 @@ from vault.repo.runs import Runs
 __all__ = ["Problem", "ProblemKind", "Verification", "VerifyResult", "verify"]
 
 
-def verify(repository: Repository, *, data: bool = False, progress: Progress = SILENT) -> "Verification":
-    """Start a verification; iterate over it to run it."""
-    return Verification(repository, data=data, progress=progress)
+class NamedTree(NamedTuple):
+    """A snapshot that is to be checked: what it is called in findings, and the totals that somebody gave for it."""
+
+    name: str
+    snapshot: Digest
+    files: int
+    size_bytes: int
+
+
+def verify(
+    repository: Repository, *, data: bool = False, progress: Progress = SILENT, trees: Iterable[NamedTree] = ()
+) -> "Verification":
+    """Start a verification; iterate over it to run it. `trees` are snapshots to check that no version names."""
+    return Verification(repository, data=data, progress=progress, trees=trees)
 
 
 class Verification:
     """Yields problems as they are found; `result` is complete once the iteration has ended."""
 
-    def __init__(self, repository: Repository, *, data: bool, progress: Progress) -> None:
+    def __init__(self, repository: Repository, *, data: bool, progress: Progress, trees: Iterable[NamedTree] = ()) -> None:
         self.result = VerifyResult(with_data=data)
         self._repository = repository
         self._progress = progress
         self._data = data
+        self._trees = tuple(trees)
 
     def __iter__(self) -> Iterator[Problem]:
         """Check everything once.
@@ -58,6 +72,7 @@ class Verification:
             objects = ObjectReader(self._repository.store, index)
             try:
                 state = State(self._repository.store, index, objects, self._progress, self.result)
+                state.partial = _is_partial(self._repository)
                 for problem in self._problems(state, datasets):
                     self.result.problems += 1
                     yield problem
@@ -77,6 +92,8 @@ class Verification:
                 self.result.versions += 1
                 check = TreeCheck(state, f"{dataset.name}@v{version.number}", self._data)
                 yield from check.check(version.snapshot, version.files, version.size_bytes)
+        for tree in self._trees:
+            yield from TreeCheck(state, tree.name, self._data).check(tree.snapshot, tree.files, tree.size_bytes)
         yield from check_lone_files(state)
         yield from self._runs(state)
 
@@ -107,6 +124,14 @@ class Verification:
                         yield from _read_set_problems(entry_key(prefix, position.number), entry)
             except VaultError as error:
                 yield _journal_problem(prefix, error)
+
+
+def _is_partial(repository: Repository) -> bool:
+    try:
+        repository.store.size(PARTIAL_KEY)
+    except KeyNotFound:
+        return False
+    return True
 
 
 def _read_set_problems(key: str, entry: RecordEntry) -> Iterator[Problem]:

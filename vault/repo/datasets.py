@@ -6,13 +6,15 @@ last. Threads: safe. An instance remembers what it read and only ever fetches wh
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final, TypeVar
 
 from vault.clock import format_time, now_ns, parse_time
 from vault.errors import AmbiguousRef, Damaged, InvalidRef, RefError, RefNotFound
-from vault.format.journal import DATASET_KINDS, Entry, LabelEntry, VersionEntry, encode_entry, entry_number
+from vault.format.journal import DATASET_KINDS, BundledEntry, Entry, LabelEntry, VersionEntry, encode_entry, entry_number
 from vault.format.layout import DATASETS
 from vault.ids import LATEST, Digest, Ref, RunId, check_label, check_name, check_run_id, parse_digest
 from vault.repo.journals import START, Journal, Position
@@ -47,12 +49,17 @@ class Dataset:
     """A dataset as it was when it was read."""
 
     name: str
-    versions: tuple[Version, ...]  # version N is versions[N - 1]
+    versions: tuple[Version, ...]  # by number; version N is versions[N - 1], but in a bundle, which has few of them
     labels: dict[str, int] = field(default_factory=dict)  # label -> version number; not to be changed
+
+    @property
+    def newest(self) -> int:
+        """The number of the newest version; 0 if there is none."""
+        return self.versions[-1].number if self.versions else 0
 
     def version(self, number: int) -> Version | None:
         """Return a version, or None if it does not exist."""
-        return self.versions[number - 1] if 1 <= number <= len(self.versions) else None
+        return _version_numbered(self.versions, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +120,11 @@ class Datasets:
     def last_version(self, name: str) -> int:
         """Return the number of the newest version; 0 if the dataset does not exist. Does not read a whole journal."""
         if name in self._known:
-            return len(self._follow(name).dataset.versions)
+            return self._follow(name).dataset.newest
         journal = self._journal(name)
         for number in range(journal.head().number, 0, -1):
             entry = journal.entry(number)
-            if isinstance(entry, VersionEntry):
+            if isinstance(entry, VersionEntry | BundledEntry):
                 return entry.version
         return 0
 
@@ -136,7 +143,7 @@ class Datasets:
         elif ref.version is not None:
             version = dataset.version(ref.version)
         elif ref.selector == LATEST:
-            version = dataset.version(len(dataset.versions))
+            version = dataset.version(dataset.newest)
         else:
             version = dataset.version(dataset.labels.get(ref.selector, 0))
         if version is None:
@@ -179,7 +186,7 @@ class Datasets:
                 prev=position.digest,
                 writer=self._writer,
                 time=time,
-                version=len(dataset.versions) + 1,
+                version=dataset.newest + 1,
                 snapshot=snapshot.hex(),
                 parents=tuple(parent.hex() for parent in parents),
                 author=author,
@@ -263,15 +270,20 @@ class Datasets:
 
 def _apply(entry: Entry, versions: list[Version], labels: dict[str, int]) -> None:
     """Add what an entry says. Raises ValueError if it does not fit what came before; unknown kinds are passed over."""
+    newest = versions[-1].number if versions else 0
     if isinstance(entry, VersionEntry):
-        if entry.version != len(versions) + 1:
-            raise ValueError(f"it says version {entry.version} after version {len(versions)}")
+        if entry.version != newest + 1:
+            raise ValueError(f"it says version {entry.version} after version {newest}")
         versions.append(_version(entry))
+    elif isinstance(entry, BundledEntry):
+        if entry.version <= newest:
+            raise ValueError(f"it says version {entry.version} after version {newest}")
+        versions.append(_bundled_version(entry))
     elif isinstance(entry, LabelEntry):
         if entry.version is None:
             labels.pop(entry.label, None)
-        elif entry.version > len(versions):
-            raise ValueError(f"its label is on version {entry.version}, of {len(versions)}")
+        elif _version_numbered(versions, entry.version) is None:
+            raise ValueError(f"its label is on version {entry.version}, which there is not")
         else:
             labels[check_label(entry.label)] = entry.version
 
@@ -289,6 +301,20 @@ def _version(entry: VersionEntry) -> Version:
         size_bytes=entry.bytes,
         run=None if entry.run is None else check_run_id(entry.run),
     )
+
+
+def _bundled_version(entry: BundledEntry) -> Version:
+    parse_time(entry.time)
+    snapshot, run = parse_digest(entry.snapshot), None if entry.run is None else check_run_id(entry.run)
+    return Version(entry.version, snapshot, (), "", "", entry.time, entry.files, entry.bytes, run)
+
+
+def _version_numbered(versions: Sequence[Version], number: int) -> Version | None:
+    """Return the version of a number: where it is if none is left out, else by bisection."""
+    if 1 <= number <= len(versions) and versions[number - 1].number == number:
+        return versions[number - 1]
+    at = bisect_left(versions, number, key=attrgetter("number"))
+    return versions[at] if at < len(versions) and versions[at].number == number else None
 
 
 def _version_by_digest(dataset: Dataset, prefix: str) -> Version | None:

@@ -29,8 +29,8 @@ SNAPSHOT_ENTRIES_MAX: Final = 1 << 32
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-def build_map(snapshot: Digest, objects: ObjectReader) -> list[bytes | bytearray]:
-    """Return the map of a snapshot, all of whose objects the index must know, in parts.
+def build_map(snapshot: Digest, objects: ObjectReader, *, partial: bool = False) -> list[bytes | bytearray]:
+    """Return the map of a snapshot in parts. The index must know all of its pages; all contents too, unless partial is set.
 
     Raises:
         ObjectMissing: a tree names what no pack holds.
@@ -57,7 +57,7 @@ def build_map(snapshot: Digest, objects: ObjectReader) -> list[bytes | bytearray
         for leaf in trees.leaves(directory):
             for entry in leaf.entries():
                 counted += entry.kind != Kind.SYMLINK
-                number = _add_entry(builder, objects, entry)
+                number = _add_entry(builder, objects, entry, partial)
                 if entry.kind == Kind.DIRECTORY:
                     below.append((number, entry.digest, depth + 1))
             # A directory that lies in itself many times over costs its author a few pages, and us all memory.
@@ -84,12 +84,14 @@ def _add_page(builder: MapBuilder, objects: ObjectReader, page: Digest) -> None:
         builder.add_page(builder.pack_row(location.container), location.offset, location.length)
 
 
-def _add_entry(builder: MapBuilder, objects: ObjectReader, entry: Entry) -> int:
+def _add_entry(builder: MapBuilder, objects: ObjectReader, entry: Entry, partial: bool) -> int:
     """Add where an entry is stored. Returns its number. A directory's row is filled in when its turn comes."""
     if entry.kind == Kind.DIRECTORY:
         return builder.add_location(How.DIRECTORY)
     if entry.kind == Kind.SYMLINK or not entry.size:
         return builder.add_location(How.NOTHING)
+    if partial and objects.find(entry.digest) is None:
+        return builder.add_location(How.PACKED)  # the reader asks the index, and hears that it is not there
     _, in_whole, offset, length, _, codec, kind = location = objects.locate(entry.digest)
     if in_whole and location.container == entry.digest:
         return builder.add_location(How.WHOLE)

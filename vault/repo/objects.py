@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 
 import zstandard
 
-from vault.errors import Damaged, DigestMismatch, FormatError, ObjectMissing
+from vault.errors import Damaged, DigestMismatch, FormatError, NotInBundle, ObjectMissing, StoreError
 from vault.format.chunk_table import TABLE_SIZE_MAX, ChunkTable, decode_chunk_table
 from vault.format.digest import digest
-from vault.format.layout import pack_key, whole_index_key, whole_key
+from vault.format.layout import PARTIAL_KEY, pack_key, whole_index_key, whole_key
 from vault.format.pack import OBJECT_SIZE_MAX, Codec, ObjectKind
 from vault.ids import Digest
 from vault.repo.pack_reader import RangeReader
@@ -70,7 +70,7 @@ class ObjectReader:
         """Return where an object is stored. Raises ObjectMissing."""
         location = self._finder.find(object_digest)
         if location is None:
-            raise ObjectMissing(object_digest.hex())
+            raise self._missing(object_digest)
         return location
 
     def load_at(self, object_digest: Digest, location: ObjectLocation) -> Buffer:
@@ -104,6 +104,13 @@ class ObjectReader:
     def close(self) -> None:
         """Close open files."""
         self._ranges.close()
+
+    def _missing(self, object_digest: Digest) -> ObjectMissing:
+        try:
+            self._store.size(PARTIAL_KEY)
+        except StoreError:
+            return ObjectMissing(object_digest.hex())
+        return NotInBundle(object_digest.hex())
 
     def _stored(self, location: ObjectLocation) -> tuple[str, memoryview]:
         """Return key and stored bytes of an object. Places come from maps and indexes: no length of theirs is believed."""

@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 from vault.errors import UsageError
 from vault.stores.base import Store
 
+_BUNDLE: Final = ".vault"  # what a zip is called that `vault bundle` makes
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -27,6 +28,7 @@ class Scheme:
 
 SCHEMES: Final[dict[str, Scheme]] = {
     "file": Scheme("vault.stores.local:LocalStore", ""),
+    "zip": Scheme("vault.stores.zipfile:ZipStore", ""),
 }
 
 
@@ -40,7 +42,9 @@ def open_store(url: str) -> Store:
         raise UsageError("no store is named: give --store or set VAULTFS_STORE")
     match = _SCHEME.match(url)
     if match is None:
-        return _load(SCHEMES["file"], os.path.expanduser(url))
+        path = os.path.expanduser(url)
+        is_bundle = path.endswith(_BUNDLE) and not os.path.isdir(path)
+        return _load(SCHEMES["zip" if is_bundle else "file"], path)
     name = match[1].lower()
     scheme = SCHEMES.get(name)
     if scheme is None:

@@ -155,7 +155,7 @@ def _add_dataset(folders: dict[str, dict[str, Node]], versions: dict[str, tuple[
         versions[path] = (dataset.name, version)
     links = dict(dataset.labels)
     if dataset.versions:
-        links[LATEST] = len(dataset.versions)
+        links[LATEST] = dataset.newest
     for selector, number in links.items():
         names[f"{last}@{selector}"] = Node(NodeKind.LINK, f"{dataset.name}@{selector}", f"{last}@v{number}")
 

@@ -28,6 +28,8 @@ PASSED_ON: Final = frozenset(
         *(signal.SIGTSTP, signal.SIGCONT, signal.SIGALRM),
     }
 )
+WAITED_FOR: Final = PASSED_ON | {signal.SIGCHLD}  # to be blocked in every other thread
+_LOOK_AGAIN_S: Final = 5.0
 _FROM_KERNEL: Final = 0x80  # si_code: the terminal's driver sent it, to the whole process group
 
 
@@ -130,8 +132,9 @@ class Child:
     def _wait(self, signals: "set[signal.Signals]") -> int:
         """Return the wait status of the command, passing signals on until it has ended."""
         while True:
-            info = signal.sigwaitinfo(signals)
-            if info.si_signo == signal.SIGCHLD:
+            info = signal.sigtimedwait(signals, _LOOK_AGAIN_S)
+            if info is None or info.si_signo == signal.SIGCHLD:
+                # Looked after without a signal too: a thread of somebody else's that does not block it would swallow it.
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
                 if pid:
                     return status

@@ -22,7 +22,7 @@ from vault.clock import format_time, now_ns
 from vault.errors import VaultError
 from vault.format.records import Finish, Output
 from vault.ids import RunId
-from vault.ops.child import PASSED_ON, Child, Ended
+from vault.ops.child import WAITED_FOR, Child, Ended
 from vault.ops.outputs import OutputSpec, OutputWatch
 from vault.ops.reporting import Reporter, deliver_left, start_of
 from vault.repo.report_box import remembered_store
@@ -143,7 +143,7 @@ def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: Output
     captured, over = threading.Event(), threading.Event()
 
     def look() -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # they are for the thread that waits for the command
+        signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # they are for the thread that waits for the command
         try:
             _capture(command, reporter)
         finally:

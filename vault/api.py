@@ -20,7 +20,7 @@ On purpose nothing is raised but VaultErrors. Threads: one Vault in each. Proces
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -41,8 +41,13 @@ if TYPE_CHECKING:
     from vault.ops.bundle import BundlePlan
     from vault.ops.checkout import CheckoutResult
     from vault.ops.commit import CommitResult
+    from vault.ops.compare import Comparison
     from vault.ops.diff import Change
+    from vault.ops.exclusion import Exclusion
+    from vault.ops.influence import Reached
+    from vault.ops.lineage import Lineage
     from vault.ops.verify import Verification
+    from vault.ops.whence import Origin
     from vault.repo.run_model import Run
     from vault.repo.trees import TreeReader
 
@@ -259,6 +264,9 @@ class Vault:
         host: str = "",
         since: datetime | None = None,
         classes: Iterable[str] = (),
+        metrics: Iterable[str] = (),
+        params: Mapping[str, object] | None = None,
+        status: str = "",
     ) -> "Iterator[Run]":
         """Yield recorded runs, those that started last first. What is left out does not filter.
 
@@ -268,20 +276,34 @@ class Vault:
             host: those that were seen on this host.
             since: those that ended, or were last seen, no earlier; a time without a zone is local time.
             classes: those of these kinds of programs: training, shell, indexer, backup, unknown.
+            metrics: those whose last values fit: `acc>0.7`; or the greatest or least: `max(acc)>=0.7`.
+            params: those with these parameters; numbers are compared as such.
+            status: running, ok, failed, or ended (nobody saw how).
 
         Raises:
-            UsageError: there is no such class.
+            UsageError: there is no such class or status, or a metric's test makes no sense.
             StoreError: the store cannot be read.
         """
         from vault.format.records import ProcessClass
-        from vault.ops.audit import Filter
+        from vault.ops.run_filter import STATUSES, Filter, parse_metric_test
 
+        if status and status not in STATUSES:
+            raise UsageError(f"there is no status {status!r}; known are {', '.join(STATUSES)}")
         try:
             kinds = frozenset(map(ProcessClass, classes))
         except ValueError as error:
             raise UsageError(f"{error}; known are {', '.join(ProcessClass)}") from None
         since_ns = int(since.timestamp() * 1e9) if since is not None else 0
-        wanted = Filter(dataset=dataset, user=user, host=host, since_ns=since_ns, classes=kinds)
+        wanted = Filter(
+            dataset=dataset,
+            user=user,
+            host=host,
+            since_ns=since_ns,
+            classes=kinds,
+            params=tuple((name, str(value)) for name, value in (params or {}).items()),
+            metrics=tuple(map(parse_metric_test, metrics)),
+            status=status,
+        )
         return self.open_audit().runs(wanted)
 
     def run(self, run: str) -> "Run":
@@ -320,6 +342,61 @@ class Vault:
         """Yield every file that a run opened, in the order of the tree. The run is named as for `run`."""
         audit = self.open_audit()
         return audit.opened_files(audit.run(run))
+
+    def compare(self, old: str, new: str) -> "Comparison":
+        """Return what differs between two runs, the likeliest cause of another result first.
+
+        Args:
+            old: a run, named as for `run`, or an attempt of one: `RUN#2`, `RUN#2@HOST`.
+            new: likewise.
+
+        Raises:
+            RefNotFound, AmbiguousRef: as `run`; or there is no such attempt.
+        """
+        from vault.ops.compare import compare, find_side
+
+        audit = self.open_audit()
+        return compare(audit, find_side(audit, old), find_side(audit, new))
+
+    def lineage(self, target: str, *, depth: int = 1000) -> "Lineage":
+        """Return where a version (a ref) or a run (its ID) is from: a graph, back over at most `depth` edges."""
+        from vault.ops.lineage import find_node, lineage
+
+        audit = self.open_audit()
+        return lineage(audit, find_node(audit, target), depth=depth)
+
+    def whence(self, what: StrPath) -> "Iterator[Origin]":
+        """Yield the versions that hold a file, those that runs made first.
+
+        Args:
+            what: a file or folder outside of the store, or `b3:` and the 64 digits of a content.
+
+        Raises:
+            SourceUnreadable: the file cannot be read.
+        """
+        from vault.ops.whence import Whence, identify
+
+        content, _ = identify(os.fsdecode(what))
+        return Whence(self.open_audit()).origins(content)
+
+    def reached(self, target: str, *, content: bool = False) -> "Iterator[Reached]":
+        """Yield the runs that opened a target, then those that opened what they had made, and so on. Arguments: `audit`."""
+        from vault.ops.influence import reached_through
+
+        audit = self.open_audit()
+        return reached_through(audit, self.audit_with(audit, target, content=content))
+
+    def exclusion(self, run: str, target: str) -> "Exclusion":
+        """Return which files a run opened that have bytes of a target, and what keeps the answer from being certain.
+
+        Args:
+            run: named as for `run`.
+            target: a dataset's name (all versions), a ref, or `b3:` and the 64 digits of a content.
+        """
+        from vault.ops.exclusion import exclusion
+
+        audit = self.open_audit()
+        return exclusion(audit, audit.run(run), target)
 
     def open_audit(self) -> "Audit":
         """Return what answers several questions about runs, after taking along what this machine knows of them."""

@@ -101,8 +101,12 @@ class Reference:
                 self._check_object("runs", "inputs", below)
             if (name, command) == ("entry", "show"):
                 self._check_object("ls", "entry", value)
-            if (name, command) == ("record", "audit"):
+            if name == "record" and command in ("audit", "runs show"):
                 self._check_object("runs", "run", value)
+            for below in value if name == "history" else ():
+                self._check_object("runs", "history", below)
+            for below in value if (name, command) == ("differences", "runs show") else ():
+                self._check_object("compare", "difference", below)
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -32,9 +32,9 @@ _DIGEST_SHOWN = 15  # b3: and twelve digits
 @click.option("--depth", type=click.IntRange(1, 1000), default=1000, metavar="N", help="Go back N steps, not to the start.")
 @session_options
 def lineage(session: Session, target: str, dot: bool, depth: int) -> None:
-    """Show where a version or a run is from: weights, the run that made them, the data, earlier weights and code that this
-    run used, and so on back.
+    """Show where a version or a run is from, and so on back.
 
+    Weights, the run that made them, the data, earlier weights and code that this run used, the run that made those.
     Nothing has to be declared: a version that is committed in a run points at it, and what a run read is on record. To read
     what an earlier run made is enough to be its descendant.
     """

@@ -12,7 +12,7 @@ from vault.cli.output import count_text, one_line, time_text
 from vault.clock import now_ns
 from vault.errors import UsageError
 from vault.format.records import Output, ProcessClass, Verdict
-from vault.ops.attempts import HostAttempt, attempts_of
+from vault.ops.attempts import HostAttempt, attempts_of, unseen_of
 from vault.ops.run_filter import STATUSES, status_of
 from vault.repo.run_model import Input, MetricSummary, Run
 
@@ -160,7 +160,7 @@ def run_text(session: Session, audit: "Audit", run: Run) -> str:
     lines += [_indented(f"made  {one_line(f'{made.dataset}@v{made.version}')}") for made in run.outputs[-_OUTPUTS_SHOWN:]]
     if status_of(run) == "failed":
         lines.append(_indented(one_line(f"failed: {_how(run)}")))
-    lines += [_indented(f"not seen: {one_line(gap)}") for gap in run.gaps]
+    lines += [_indented(f"not seen: {one_line(gap)}") for gap in unseen_of(run)]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 """`vault runs show`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import click
@@ -12,6 +12,7 @@ from vault.cli.difference_text import difference_lines, difference_record, short
 from vault.cli.options import Session, complete_run, session_options
 from vault.cli.output import count_text, one_line, size_text, time_text
 from vault.format.records import CodeTree
+from vault.ops.attempts import unseen_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +34,10 @@ _TAIL_LINES_SHOWN = 10
 @click.argument("run_id", metavar="RUN", shell_complete=complete_run)
 @session_options
 def show(session: Session, run_id: str) -> None:
-    """Show all that is on record of a run: attempts on each host and what changed between them, code, packages, machine,
-    what it read, made and told, how it ended, and what could not be seen.
+    """Show all that is on record of a run.
+
+    Attempts on each host and what changed between them, code, packages, machine, what it read, made and told, how it
+    ended, and what could not be seen.
 
     RUN is its ID, or as much of the ID's beginning or end as no other run has.
     """
@@ -137,10 +140,10 @@ def _told(out: "Output", audit: "Audit", run: "Run") -> Iterator[str]:
     yield from _section(out, "metrics", metrics)
     verdicts = (f"of {v.of}: {v.level}  {'; '.join(v.reasons)}" for v in run.verdicts)
     yield from _section(out, "repeated", verdicts)
-    yield from _section(out, "not seen", run.gaps)
+    yield from _section(out, "not seen", unseen_of(run))
 
 
-def _section(out: "Output", title: str, lines: "Iterator[str] | tuple[str, ...]") -> Iterator[str]:
+def _section(out: "Output", title: str, lines: "Iterable[str]") -> Iterator[str]:
     first = True
     for line in lines:
         if first:

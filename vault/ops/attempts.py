@@ -84,6 +84,12 @@ def attempts_of(run: Run) -> list[HostAttempt]:
     return sorted(found, key=lambda attempt: (attempt.number, attempt.started, attempt.host))
 
 
+def unseen_of(run: Run) -> list[str]:
+    """Return what those who saw the run read could not see. What was not captured is another matter: see the captures."""
+    gaps = dict.fromkeys(gap for part in run.history for gap in (*part.start.gaps, part.start.disagreement) if gap)
+    return list(gaps)
+
+
 def _belongs(part: Attempt, group: list[Attempt]) -> bool:
     """Whether a start is that of a group: seen by somebody else, before the group ended."""
     if part.writer in {known.writer for known in group} or (part.is_launch and any(known.is_launch for known in group)):

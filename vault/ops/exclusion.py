@@ -10,6 +10,7 @@ from typing import Final
 from vault.errors import Damaged, FormatError, RefNotFound
 from vault.format.tree import Kind
 from vault.ids import Digest, parse_digest, parse_ref
+from vault.ops.attempts import unseen_of
 from vault.ops.audit import Audit, OpenedFile
 from vault.ops.captured import UNREADABLE
 from vault.repo.run_model import Attempt, Run
@@ -97,7 +98,7 @@ def _contents_below(audit: Audit, snapshot: Digest, path: bytes, target: str) ->
 
 
 def _doubts(audit: Audit, run: Run) -> list[str]:
-    doubts = [f"not seen: {gap}" for gap in run.gaps]
+    doubts = [f"not seen: {gap}" for gap in unseen_of(run)]
     for attempt in run.history:
         where = f"attempt on {attempt.start.host} that began {attempt.start.started}"
         if attempt.ended is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vault.api import open_vault as open
     from vault.errors import VaultError
     from vault.format.tree import Entry, Kind
+    from vault.live_run import LiveRun, commit_output, current_run, log_metric, log_params, run
     from vault.ops.audit import Audit, OpenedFile, Read
     from vault.ops.checkout import CheckoutResult
     from vault.ops.commit import CommitResult
@@ -40,6 +41,7 @@ _PLACES: Final = {
     "Found": "vault.api:Found",
     "Input": "vault.repo.run_model:Input",
     "Kind": "vault.format.tree:Kind",
+    "LiveRun": "vault.live_run:LiveRun",
     "OpenedFile": "vault.ops.audit:OpenedFile",
     "Problem": "vault.ops.verify:Problem",
     "Progress": "vault.progress:Progress",
@@ -49,9 +51,14 @@ _PLACES: Final = {
     "VaultError": "vault.errors:VaultError",
     "Verification": "vault.ops.verify:Verification",
     "Version": "vault.repo.datasets:Version",
+    "commit_output": "vault.live_run:commit_output",
+    "current_run": "vault.live_run:current_run",
     "errors": "vault.errors:",
     "init": "vault.api:init_vault",
+    "log_metric": "vault.live_run:log_metric",
+    "log_params": "vault.live_run:log_params",
     "open": "vault.api:open_vault",
+    "run": "vault.live_run:run",
 }
 
 __all__ = [
@@ -65,6 +72,7 @@ __all__ = [
     "Found",
     "Input",
     "Kind",
+    "LiveRun",
     "OpenedFile",
     "Problem",
     "Progress",
@@ -74,9 +82,14 @@ __all__ = [
     "VaultError",
     "Verification",
     "Version",
+    "commit_output",
+    "current_run",
     "errors",
     "init",
+    "log_metric",
+    "log_params",
     "open",
+    "run",
 ]
 
 

@@ -6,8 +6,8 @@ run. Variables count as they were when the program was started, as a mount sees 
 
 import os
 import socket
-from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from vault.capture.attribution import Identity, attribute
 from vault.capture.launchers import Host
@@ -17,7 +17,7 @@ from vault.ids import RunId
 from vault.repo import liveness
 from vault.repo.spool import list_spools, slurm_cluster
 
-TREE = "process tree"
+TREE: Final = "process tree"
 
 
 def this_host(store_id: str) -> Host:
@@ -32,12 +32,17 @@ def this_host(store_id: str) -> Host:
     )
 
 
-def identify_this_process(
-    store_id: str, known: Callable[[tuple[int, int]], RunId | None] = lambda key: None
-) -> Identity | None:
-    """Return whose process this is, or None if /proc does not tell. `known` as for `attribute`."""
+def identify_this_process(store_id: str, spool_root: str = "") -> Identity | None:
+    """Return whose process this is, or None if /proc does not tell.
+
+    Args:
+        store_id: of the store that a run would be recorded in.
+        spool_root: where the spools of this machine's mounts lie: they know trees whose root has ended.
+    """
     sighting = sight(os.getpid(), os.getuid(), is_manager=is_manager)
-    return None if sighting is None else attribute(sighting, this_host(store_id), known)
+    if sighting is None:
+        return None
+    return attribute(sighting, this_host(store_id), partial(_tree_of, spool_root, store_id))
 
 
 def is_named(identity: Identity) -> bool:
@@ -51,18 +56,17 @@ def run_on_record(store_id: str, spool_root: str) -> RunId | None:
     That is the one which VAULTFS_RUN, a scheduler or a launcher names, else that of its process tree if a mount of this
     machine has it on record.
     """
-    tree_of = partial(_tree_of, spool_root, store_id)
-    identity = identify_this_process(store_id, tree_of)
+    identity = identify_this_process(store_id, spool_root)
     if identity is None:
         return None
     if is_named(identity):
         return identity.run
-    return next((run for process in identity.tree if (run := tree_of(process.key))), None)
+    return next((run for process in identity.tree if (run := _tree_of(spool_root, store_id, process.key))), None)
 
 
 def _tree_of(spool_root: str, store_id: str, key: tuple[int, int]) -> RunId | None:
     boot = liveness.boot_id()
-    for spool in list_spools(spool_root):
+    for spool in list_spools(spool_root) if spool_root else ():
         if (spool.writer.store, spool.writer.boot) == (store_id, boot) and (run := spool.tree_of(*key)):
             return run
     return None

@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -22,7 +22,7 @@ from vault.errors import CacheUnusable, FormatError, NotARepository, StoreError,
 from vault.format.records import CaptureEntry, Finish, Metric, Output, Start
 from vault.ids import RunId
 from vault.repo import liveness
-from vault.repo.report_box import ReportBox, Said, boxes_left, remember_store
+from vault.repo.report_box import ReportBox, Said, boxes_left, noted_in_boxes, remember_store
 from vault.repo.repository import Repository
 from vault.stores.base import Store
 
@@ -128,6 +128,24 @@ class Reporter:
         entry = CaptureEntry(n=1, prev=None, writer=self.writer, time=now, captured=now, **fields)
         self._say(Said(capture=entry))
 
+    def capture_program(
+        self, command: Sequence[str], executable: str, environment: Mapping[str, str], *, pid: int = 0
+    ) -> None:
+        """Put code, environment and machine of a program on record, as far as that goes. pid: 0 if it does not run yet."""
+        from vault.ops.capturing import Subject, capture
+
+        repository = self.repository()
+        try:
+            if repository is None:
+                self.capture({"gaps": ("the store was away: code and environment were not captured",)})
+                return
+            subject = Subject(
+                cwd=os.getcwd(), command=command, executable=executable, pid=pid, environment=dict(environment)
+            )
+            self.capture(capture(repository, subject))
+        except (VaultError, OSError, RuntimeError) as error:  # RuntimeError: the interpreter shuts down
+            self.capture({"gaps": (f"not captured: {error}"[:TEXT_LENGTH],)})
+
     def flush(self, *, now: bool = False) -> bool:
         """Send what was told so far, if the store is there. Returns whether it has all of it."""
         repository = self.repository(now=now)
@@ -206,6 +224,17 @@ def deliver_left(store: Store, cache_root: str, store_url: str) -> int:
         except (VaultError, OSError) as error:
             logger.warning("reports of run %s are not delivered: %s", box.run, error)
     return delivered
+
+
+def is_launched(cache_root: str, store_url: str, run: RunId, tree: Iterable[tuple[int, int]]) -> bool:
+    """Say whether `vault run` on this machine began an attempt of a run in one of these processes: (pid, start ticks)."""
+    keys = set(tree)
+    for data in noted_in_boxes(cache_root, store_url, run, _LAUNCHED):
+        with contextlib.suppress(msgspec.MsgspecError):
+            launched = msgspec.json.decode(data, type=_Launched)
+            if (launched.pid, launched.ticks) in keys and launched.boot == liveness.boot_id():
+                return True
+    return False
 
 
 def start_of(

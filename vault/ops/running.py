@@ -145,7 +145,7 @@ def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: Output
     def look() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, WAITED_FOR)  # they are for the thread that waits for the command
         try:
-            _capture(command, reporter)
+            reporter.capture_program(command.words, command.executable, command.environment)
         finally:
             captured.set()
         while not over.wait(LOOK_EVERY_S):
@@ -162,23 +162,6 @@ def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: Output
     finally:
         over.set()
         watcher.join()
-
-
-def _capture(command: Command, reporter: Reporter) -> None:
-    """Put code, environment and machine on record, as far as that goes."""
-    from vault.ops.capturing import Subject, capture
-
-    repository = reporter.repository()
-    try:
-        if repository is None:
-            reporter.capture({"gaps": ("the store was away: code and environment were not captured",)})
-            return
-        subject = Subject(
-            cwd=os.getcwd(), command=command.words, executable=command.executable, environment=command.environment
-        )
-        reporter.capture(capture(repository, subject))
-    except (VaultError, OSError) as error:
-        reporter.capture({"gaps": (f"not captured: {error}"[:1024],)})
 
 
 def _tell(reporter: Reporter, output: Output) -> None:

@@ -295,6 +295,15 @@ def boxes_left(cache_root: str, store_url: str) -> Iterator[ReportBox]:
                 box.let_go(remove=False)
 
 
+def noted_in_boxes(cache_root: str, store_url: str, run: RunId, name: str) -> Iterator[bytes]:
+    """Yield what is kept under a name in the boxes of a run, whoever holds them."""
+    root = boxes_folder(cache_root, store_url)
+    with contextlib.suppress(OSError):
+        for folder in os.listdir(root):
+            if folder.startswith(f"{run}~") and (data := read_file(f"{root}/{folder}/{name}")) is not None:
+                yield data
+
+
 def remember_store(cache_root: str, store_url: str, store_id: str) -> None:
     """Keep the ID of a store, for when it is away. Best effort."""
     root = boxes_folder(cache_root, store_url)

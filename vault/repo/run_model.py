@@ -233,7 +233,7 @@ def _add_report(run: Run, writer: str, entry: ReportEntry) -> Run:
             run, writer, exit_status=finish.exit_status, signal=finish.signal, output_tail=finish.output_tail
         )
         known = "" if finish.exit_status is None else f"exit status {finish.exit_status}"
-        how = f"ended by {finish.signal}" if finish.signal else known or "unknown: what had started it was killed"
+        how = f"ended by {finish.signal}" if finish.signal else known or "ended: exit status unknown"
         run = _end(run, writer, ended=finish.ended, how=how)
     return run
 

@@ -21,7 +21,13 @@ TIME: Final = "2026-01-02T03:04:05.000000Z"
 
 
 def record_run(
-    repository: Repository, run: str, opened: Mapping[str, Sequence[bytes]], *, writer: str = WRITER, time: str = TIME
+    repository: Repository,
+    run: str,
+    opened: Mapping[str, Sequence[bytes]],
+    *,
+    writer: str = WRITER,
+    time: str = TIME,
+    host: str = "node7",
 ) -> str:
     """Add an entry to a journal: an attempt that opened each of these paths of each version once. Returns its key."""
     reads = []
@@ -39,7 +45,7 @@ def record_run(
         reads.append(
             Reads(snapshot=snapshot.hex(), ref=ref, entries_total=total, first_open=time, last_open=time, delta=delta)
         )
-    start = Start(identity="VAULTFS_RUN", uid=1000, user="ada", host="node7", started=time, command=("python", "train.py"))
+    start = Start(identity="VAULTFS_RUN", uid=1000, user="ada", host=host, started=time, command=("python", "train.py"))
 
     def make(number: int, prev: str | None) -> bytes:
         return encode_entry(

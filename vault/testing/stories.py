@@ -90,7 +90,7 @@ class Story:
         if code:
             writer.capture(**self.capture(code, packages or {"torch": "2.9.0", "six": "1.17.0"}))
         if reads:
-            record_run(repository, run, reads, writer=f"{host}-mount-{at}", time=time)
+            record_run(repository, run, reads, writer=f"{host}-mount-{at}", time=time, host=host)
         if accuracy is not None:
             writer.report(metrics=(Metric(name="acc", value=accuracy, time=time, step=at),))
         if makes:

@@ -12,10 +12,12 @@ import click
 from vault.cli.commands import examples
 from vault.cli.options import Session, completer, session_options
 from vault.cli.output import one_line
-from vault.errors import MountError
+from vault.errors import MountError, UsageError
+from vault.ids import parse_ref
 from vault.repo.liveness import is_alive, start_ticks
 from vault.repo.repository import Repository
 from vault.stores.registry import open_store
+from vault.stores.zipfile import ZipStore
 from vault_fuse import device as fuse_device
 from vault_fuse.background import run_in_background
 from vault_fuse.bounded import call_bounded
@@ -36,6 +38,7 @@ _USERS_NAMED_MAX: Final = 5
         "vault mount /vault",
         "vault mount --foreground ~/mnt",
         "ls /vault/imagenet@v2; cat /vault/.vault/health",
+        "vault mount --bundle run.vault /mnt",
     )
 )
 @click.argument("path", metavar="DIR", shell_complete=completer("complete_folder"))  # click.Path would stat() it
@@ -56,6 +59,19 @@ _USERS_NAMED_MAX: Final = 5
     default=None,
     help="Let other users read too: always so for root; others need 'user_allow_other' in /etc/fuse.conf.",
 )
+@click.option(
+    "--capture/--no-capture",
+    default=True,
+    help="Keep code, environment and machine of each run as they are at its first open: the default.",
+)
+@click.option("--bundle", metavar="FILE", default="", help="Show what a bundle holds; reads are not recorded.")
+@click.option(
+    "--pin",
+    "pins",
+    multiple=True,
+    metavar="NAME@SELECTOR=vN",
+    help="Let a name such as imagenet@latest lead to this version as long as the mount lives. Can be repeated.",
+)
 @session_options
 def mount(
     session: Session,
@@ -66,13 +82,17 @@ def mount(
     workers: int | None,
     deadline: float,
     allow_other: bool | None,
+    capture: bool,
+    bundle: str,
+    pins: tuple[str, ...],
 ) -> None:
     """Show every version of every dataset below the empty folder DIR, and record who reads what.
 
     DIR/imagenet@v2/… is a version, DIR/imagenet@latest and labels are symlinks to one; new versions appear by
     themselves. Everything is read-only. Returns when the mount answers; it stays until 'vault umount DIR'.
     """
-    url = open_store(session.store).url  # absolute: the mount runs in another folder
+    store = ZipStore(bundle) if bundle else open_store(session.store)
+    url = store.url  # absolute: the mount runs in another folder
     repository = Repository.open(open_store(url), session.cache_dir)
     _refuse_hung(path)
     options = MountOptions(
@@ -81,6 +101,9 @@ def mount(
         allow_other=os.geteuid() == 0 if allow_other is None else allow_other,
         workers=workers or 0,
         deadline_s=deadline,
+        capture=capture,
+        pins=dict(_parse_pin(text, repository) for text in pins),
+        record=not isinstance(store, ZipStore),  # a bundle cannot be written: a record would wait for ever
     )
     log = os.path.abspath(log or _default_log(repository.cache_dir, options.path))
     cache_dir = session.cache_dir
@@ -99,7 +122,23 @@ def mount(
     )
     session.out.summary({**record, "pid": pid, "log": log}, text)
     away = f"vault umount {shlex.quote(path)}"
+    if not options.record:
+        session.out.note(f"a bundle cannot be written, so what is read there is not recorded; take it away with '{away}'")
+        return
     session.out.note(f"what is read there is recorded: see 'vault runs'; take it away with '{away}'")
+
+
+def _parse_pin(text: str, repository: Repository) -> tuple[str, int]:
+    """Return what `imagenet@latest=v2` pins to what. Raises UsageError, RefError: it makes no sense, or is not there."""
+    name, equals, version = text.rpartition("=")
+    pinned = parse_ref(name) if equals and "@" in name else None
+    if pinned is None or pinned.version or pinned.digest_prefix or pinned.path:
+        raise UsageError(f"--pin {text}: give NAME@SELECTOR=vN, such as --pin imagenet@latest=v2")
+    target = parse_ref(f"{pinned.name}@{version}")
+    if target.version is None:
+        raise UsageError(f"--pin {text}: give the version by its number, such as =v2")
+    repository.datasets.resolve(target)
+    return f"{pinned.name}@{pinned.selector}", target.version
 
 
 def _complete_mounts(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":

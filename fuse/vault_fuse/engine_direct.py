@@ -13,7 +13,6 @@ from vault_fuse.mounting import MountParts
 from vault_fuse.nodes import NodeTable
 from vault_fuse.requests import Requests
 from vault_fuse.rota import Duty, Rota
-from vault_fuse.shipper import ship
 from vault_fuse.statistics import Statistics
 from vault_fuse.supervisor import Abilities, Supervisor, answer_init, default_workers
 from vault_fuse.worker import make_inbox, serve
@@ -45,13 +44,9 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             Backings(backings, parts.state_dir) if abilities.passthrough else None,
             duty,
             started_ns=parts.started_ns,
+            pins=parts.options.pins,
         )
         return serve(own_device, requests, statistics, worker, inboxes[worker], duty)
-
-    def ship_records() -> None:
-        assert parts.spool is not None
-        parts.spool.let_go()
-        ship(parts.open_store, parts.spool.folder)
 
     try:
         supervisor = Supervisor(
@@ -61,7 +56,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             statistics=statistics,
             rota=rota,
             worker_main=worker_main,
-            shipper_main=ship_records if parts.spool is not None else None,
+            shipper_main=parts.ship_records if parts.spool is not None else None,
             abilities=abilities,
             deadline_s=parts.options.deadline_s,
         )

@@ -16,13 +16,11 @@ from typing import Any, Final
 
 from vault.errors import MountError, VaultError
 from vault.format.tree import NAME_LENGTH_MAX, Entry, Kind
-from vault.repo.spool import Spool
 from vault_fuse import device as fuse_device
 from vault_fuse.errnos import errno_of
 from vault_fuse.mounting import MountParts
 from vault_fuse.namespace import Namespace
 from vault_fuse.nodes import Node, NodeKind, NodeTable
-from vault_fuse.shipper import ship
 from vault_fuse.slots import Slot, Slots
 from vault_fuse.statistics import ERRORS, READ_BYTES, Statistics
 from vault_fuse.status_files import NAMES, render
@@ -47,7 +45,7 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     fuse = _import_fusepy()
     if sys.platform == "linux":
         fuse_device.check_device()  # libfuse says less
-    shipper = _start_shipper(parts, parts.spool) if parts.spool is not None else 0
+    shipper = _start_shipper(parts) if parts.spool is not None else 0
     options: dict[str, Any] = {
         "fsname": _text(fuse_device.escape_option(parts.facts.store)),
         "subtype": "vault",
@@ -80,7 +78,7 @@ class Operations:
         self._fuse = fuse
         self._ready = ready
         self._facts = parts.facts
-        self._namespace = Namespace(repository, NAMES, parts.started_ns)
+        self._namespace = Namespace(repository, NAMES, parts.started_ns, pins=parts.options.pins)
         self._nodes = NodeTable(parts.state_dir)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, self._nodes, self._owner)
@@ -296,14 +294,13 @@ def _import_fusepy() -> Any:
     return fuse
 
 
-def _start_shipper(parts: MountParts, spool: Spool) -> int:
+def _start_shipper(parts: MountParts) -> int:
     process = os.fork()
     if process:
         return process
     status = 1
     try:
-        spool.let_go()
-        ship(parts.open_store, spool.folder)
+        parts.ship_records()
         status = 0
     except BaseException:
         logger.exception("shipper")

@@ -11,8 +11,8 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from vault.clock import now_ns
@@ -26,6 +26,7 @@ from vault.stores.base import Store
 from vault_fuse import device as fuse_device
 from vault_fuse.recorder import Recorder
 from vault_fuse.requests import OpenRecorder
+from vault_fuse.shipper import ship
 from vault_fuse.status_files import MountFacts
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,8 @@ class MountOptions:
     workers: int = 0  # 0: as many as suit the machine
     deadline_s: float = DEADLINE_S  # a request that takes longer fails; direct engine
     record: bool = True  # only benchmarks turn it off, to know what it costs
+    capture: bool = True  # code, environment and machine of each run, at its first open
+    pins: Mapping[str, int] = field(default_factory=dict)  # "imagenet@latest" -> the version it leads to
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,12 @@ class MountParts:
     def recorder(self, worker: int, waits: Waits | None = None) -> OpenRecorder:
         """Return what records opens, for one worker; `waits` is told before it has to wait for a disk."""
         return _NoRecorder() if self.spool is None else Recorder(self.spool.folder, worker, waits)
+
+    def ship_records(self) -> None:
+        """Carry records to the store until told to stop, in a child made for it."""
+        assert self.spool is not None
+        self.spool.let_go()
+        ship(self.open_store, self.spool.folder, self.open_repository if self.options.capture else None)
 
 
 class _NoRecorder:

@@ -2,42 +2,69 @@
 
 While the store cannot be reached it tries less and less often and everything stays in the spool. It also takes along what
 mounts that died left behind. SIGTERM: one last round, in which every attempt ends, and then it exits; so stop the workers
-first. If the supervisor dies it goes on until no worker is left. Threads: one process of its own.
+first. If the supervisor dies it goes on until no worker is left. New processes of runs are noticed at once, for their code
+to be captured (capturing.py). Threads: one process of its own.
 """
 
 import logging
 import os
+import select
 import signal
-import threading
 from collections.abc import Callable
 from typing import Final
 
 from vault.clock import monotonic_s
 from vault.errors import VaultError
+from vault.repo.captures import pending_captures
+from vault.repo.repository import Repository
 from vault.repo.shipping import Round, Shipper
 from vault.repo.spool import Spool, list_spools, open_spool
 from vault.stores.base import Store
+from vault_fuse.arrivals import Arrivals
+from vault_fuse.capturing import Capturers
 
 logger = logging.getLogger(__name__)
 
 ROUND_EVERY_S: Final = 1.0
 BACK_OFF_S_MAX: Final = 60.0
 LEFT_OVERS_EVERY_S: Final = 60.0
+CAPTURE_GRACE_S: Final = 5.0  # so long an unmount waits for captures that are under way
 
 
-def ship(open_store: Callable[[], Store], spool_dir: str) -> None:
+def ship(open_store: Callable[[], Store], spool_dir: str, open_repository: Callable[[], Repository] | None = None) -> None:
     """Ship a mount's spool until SIGTERM. Call it in a child of the supervisor; returns when nothing is left to do.
 
     Args:
         open_store: opens the store anew; called again after the store failed.
         spool_dir: the folder of this mount's spool (`Spool.folder`).
+        open_repository: opens the store for what is captured of new runs; None captures nothing.
     """
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, who then sends SIGTERM
-    loop = _Loop(open_store, open_spool(spool_dir))
-    while not stop.wait(ROUND_EVERY_S) and loop.is_watched():
-        loop.round()
+    spool = open_spool(spool_dir)
+    capturers = None if open_repository is None else Capturers(spool, open_repository)
+    loop = _Loop(open_store, spool, capturers)
+    arrivals = Arrivals(spool.processes) if capturers is not None else None
+    if capturers is not None:
+        capturers.notice_all()
+    round_s = monotonic_s() + ROUND_EVERY_S
+    while True:
+        watched = [stop, *([arrivals.descriptor] if arrivals is not None else [])]
+        ready = select.select(watched, [], [], max(round_s - monotonic_s(), 0))[0]
+        if stop in ready:
+            break
+        if arrivals is not None and capturers is not None and arrivals.descriptor in ready:
+            for name in arrivals.names():
+                if (registration := spool.registration(name)) is not None:
+                    capturers.notice(registration)
+        if monotonic_s() >= round_s:
+            if not loop.is_watched():
+                break
+            loop.round()
+            round_s = monotonic_s() + ROUND_EVERY_S
+    if capturers is not None:
+        capturers.end(CAPTURE_GRACE_S)
     loop.last_round()
 
 
@@ -51,7 +78,8 @@ def ship_at_unmount(open_store: Callable[[], Store], spool_dir: str) -> Round:
 
 
 class _Loop:
-    def __init__(self, open_store: Callable[[], Store], spool: Spool) -> None:
+    def __init__(self, open_store: Callable[[], Store], spool: Spool, capturers: Capturers | None = None) -> None:
+        self._capturers = capturers
         self._open_store = open_store
         self._store: Store | None = None
         self._spool = spool
@@ -66,6 +94,8 @@ class _Loop:
 
     def round(self) -> None:
         """Ship what is due, also of mounts that died."""
+        if self._capturers is not None:
+            self._capturers.tend(self._spool, has_store=self._store is not None)
         self._ship(self._own)
         if monotonic_s() >= self._left_overs_s and self._store is not None:
             self._left_overs_s = monotonic_s() + LEFT_OVERS_EVERY_S
@@ -73,7 +103,11 @@ class _Loop:
                 shipper = Shipper(spool)
                 is_ours = spool.writer.store == self._spool.writer.store and not spool.is_out_of_sight()
                 if is_ours and not shipper.is_watched():
+                    if self._capturers is not None:
+                        self._capturers.tend(spool, has_store=True)
                     self._ship(shipper)
+                    if pending_captures(spool):  # they are being frozen
+                        self._left_overs_s = monotonic_s() + 2 * ROUND_EVERY_S
 
     def last_round(self) -> Round:
         """End every attempt and ship all there is."""

@@ -116,7 +116,9 @@ def find_script(command: Sequence[str], cwd: str) -> str:
     return ""
 
 
-def look_at_code(scripts: Sequence[str], cwd: str, forbidden: Sequence[str], gaps: list[str]) -> Iterator[Item]:
+def look_at_code(
+    scripts: Sequence[str], cwd: str, forbidden: Sequence[str], gaps: list[str], *, may_ask_git: bool = True
+) -> Iterator[Item]:
     """Yield the files of each tree of code, and the tree behind them.
 
     Args:
@@ -124,6 +126,7 @@ def look_at_code(scripts: Sequence[str], cwd: str, forbidden: Sequence[str], gap
         cwd: where the run was started.
         forbidden: mountpoints that are never entered.
         gaps: takes what could not be captured.
+        may_ask_git: whether git may be started.
     """
     trees: dict[str, str] = {}  # root -> script
     plain: dict[str, str] = {}
@@ -139,7 +142,7 @@ def look_at_code(scripts: Sequence[str], cwd: str, forbidden: Sequence[str], gap
         trees.setdefault(root, "")
     number = 0
     for root, script in list(trees.items())[:TREES_MAX]:
-        yield from _git_tree(number, root, script, forbidden, gaps)
+        yield from _git_tree(number, root, script, forbidden, gaps, may_ask_git)
         number += 1
     for folder, script in list(plain.items())[: TREES_MAX - number]:
         yield from _plain_tree(number, folder, script, forbidden)
@@ -148,12 +151,18 @@ def look_at_code(scripts: Sequence[str], cwd: str, forbidden: Sequence[str], gap
         gaps.append("code: the command names no script, and it was not started in a git worktree")
 
 
-def _git_tree(number: int, root: str, script: str, forbidden: Sequence[str], gaps: list[str]) -> Iterator[Item]:
+def _git_tree(
+    number: int, root: str, script: str, forbidden: Sequence[str], gaps: list[str], may_ask_git: bool
+) -> Iterator[Item]:
     git = GitTree(root)
     is_known = False
     try:
         owner = is_strange(root)
-        if owner is None:
+        if not may_ask_git:
+            gaps.append(
+                f"code: {root} is in a container, where git is not started: what is changed or ignored is not known"
+            )
+        elif owner is None:
             inside = [os.path.relpath(path, root) for path in forbidden if path.startswith(f"{root}/")]
             git = ask_git(root, exclude=inside)
             is_known = True

@@ -20,7 +20,7 @@ from vault.capture.redaction import redact_text, redact_url
 
 DISTRIBUTIONS_MAX: Final = 10_000
 LOCK_SIZE_MAX: Final = 4 << 20
-LOCKS_MAX: Final = 32
+_LOCKS_MAX: Final = 32
 _METADATA_SIZE_MAX: Final = 16 << 10  # name and version stand at its front
 _INTERPRETER_SIZE_MAX: Final = 64 << 20
 _LOCK_NAMES: Final = re.compile(
@@ -67,7 +67,7 @@ def look_at_environment(
     command: Sequence[str],
     executable: str,
     cwd: str,
-    pid: int,
+    maps: bytes,
     variables: Mapping[str, str],
     code_folders: Sequence[str],
     gaps: list[str],
@@ -84,12 +84,7 @@ def look_at_environment(
         packages = distributions(interpreter.sites)
         if not interpreter.version:
             gaps.append("environment: the version of the interpreter was not found")
-    libraries: list[Library] = []
-    if pid:
-        try:
-            libraries = loaded_libraries(pid, prefix)
-        except OSError as error:
-            gaps.append(f"environment: loaded libraries could not be read ({error.strerror})")
+    libraries = loaded_libraries(maps, prefix)
     locks = lock_files(code_folders, prefix)
     if interpreter is None and not libraries and not locks:
         return None
@@ -295,7 +290,7 @@ def lock_files(folders: Sequence[str], prefix: str) -> dict[str, bytes]:
             names = sorted(name for name in os.listdir(folder) if _LOCK_NAMES.match(name))
         except OSError:
             continue
-        for name in names[:LOCKS_MAX]:
+        for name in names[:_LOCKS_MAX]:
             path = f"{folder}/{name}"
             try:
                 if not os.path.isfile(path) or os.path.getsize(path) > LOCK_SIZE_MAX:
@@ -303,7 +298,7 @@ def lock_files(folders: Sequence[str], prefix: str) -> dict[str, bytes]:
                 data = read_bounded(path, LOCK_SIZE_MAX)
             except OSError:
                 continue
-            if name not in locks and len(locks) < LOCKS_MAX and sum(map(len, locks.values())) + len(data) <= LOCK_SIZE_MAX:
+            if name not in locks and len(locks) < _LOCKS_MAX and sum(map(len, locks.values())) + len(data) <= LOCK_SIZE_MAX:
                 locks[name] = _without_secrets(data)
     try:
         records = sorted(

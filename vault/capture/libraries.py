@@ -32,14 +32,15 @@ class Library(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     version: str = ""
 
 
-def loaded_libraries(pid: int, prefix: str) -> list[Library]:
-    """Return the notable libraries in a process's memory map, ascending by path; those below prefix relative to it.
+def read_maps(pid: int) -> bytes:
+    """Return the memory map of a process. Raises OSError: it may not be read, or the process is gone."""
+    return read_bounded(f"/proc/{pid}/maps", MAPS_SIZE_MAX)
 
-    Raises:
-        OSError: the map may not be read, or the process is gone.
-    """
+
+def loaded_libraries(maps: bytes, prefix: str) -> list[Library]:
+    """Return the notable libraries in a memory map, ascending by path; those below prefix relative to it."""
     found: dict[str, Library] = {}
-    for line in read_bounded(f"/proc/{pid}/maps", MAPS_SIZE_MAX).split(b"\n"):
+    for line in maps.split(b"\n"):
         start = line.find(b"/")
         path = decode(line[start:]) if start > 0 else ""
         name = path.rpartition("/")[2]

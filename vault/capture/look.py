@@ -4,7 +4,6 @@ Everything is read with the rights of the calling process; nothing is written an
 Whatever cannot be read becomes a gap. Threads: one at a time.
 """
 
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +12,9 @@ from typing import Final
 from vault.capture.code import find_script, look_at_code
 from vault.capture.environment import look_at_environment
 from vault.capture.found import FoundFacts, Item
-from vault.capture.platform import look_at_platform
+from vault.capture.libraries import read_maps
+from vault.capture.platform import container_of, look_at_platform
 from vault.capture.variables import keep_variables
-
-logger = logging.getLogger(__name__)
 
 GAPS_MAX: Final = 64
 _GAP_LENGTH_MAX: Final = 1024
@@ -35,6 +33,9 @@ class Subject:
         tuple[Sequence[str], str]
     ] = ()  # command and folder of programs that started it and are a part of the run
     gaps: Sequence[str] = ()  # what is known to be hidden already
+    maps: bytes | None = None  # its memory map, if that was read already
+    container: str | None = None  # the ID of its container, likewise
+    may_ask_git: bool = True  # False: the programs at hand are those of a container, and are not started
 
 
 def look(subject: Subject) -> Iterator[Item]:
@@ -43,17 +44,24 @@ def look(subject: Subject) -> Iterator[Item]:
     commands = [(subject.command, subject.cwd), *subject.above]
     scripts = list(dict.fromkeys(path for words, cwd in commands if (path := find_script(words, cwd))))
     try:
-        yield from look_at_code(scripts, subject.cwd, mounts_of_vault(), gaps)
+        yield from look_at_code(scripts, subject.cwd, mounts_of_vault(), gaps, may_ask_git=subject.may_ask_git)
     except (OSError, ValueError) as error:
         gaps.append(f"code: {error}")
+    maps = subject.maps
+    if maps is None:
+        try:
+            maps = read_maps(subject.pid) if subject.pid else b""
+        except OSError as error:
+            maps = b""
+            gaps.append(f"environment: loaded libraries could not be read ({error.strerror})")
     try:
         environment = look_at_environment(
             command=subject.command,
             executable=subject.executable,
             cwd=subject.cwd,
-            pid=subject.pid,
+            maps=maps,
             variables=subject.environment,
-            code_folders=_folders(scripts, subject.cwd),
+            code_folders=_folders(scripts, subject.cwd, subject.environment.get("HOME", "")),
             gaps=gaps,
         )
         if environment is not None:
@@ -62,7 +70,8 @@ def look(subject: Subject) -> Iterator[Item]:
         gaps.append(f"environment: {error}")
     platform: dict[str, str] = {}
     try:
-        platform = look_at_platform(subject.pid)
+        container = container_of(subject.pid or os.getpid()) if subject.container is None else subject.container
+        platform = look_at_platform(container)
     except (OSError, ValueError) as error:
         gaps.append(f"platform: {error}")
     yield FoundFacts(platform, keep_variables(subject.environment), tuple(gap[:_GAP_LENGTH_MAX] for gap in gaps[:GAPS_MAX]))
@@ -84,7 +93,7 @@ def mounts_of_vault() -> list[str]:
     return found
 
 
-def _folders(scripts: Sequence[str], cwd: str) -> list[str]:
+def _folders(scripts: Sequence[str], cwd: str, home: str) -> list[str]:
     """Return folders in which lock files may lie: of the script and above it, as far as the code's root, then the cwd."""
     folders: list[str] = []
     for script in scripts:
@@ -98,5 +107,4 @@ def _folders(scripts: Sequence[str], cwd: str) -> list[str]:
             del folders[-7:]
     if cwd:
         folders.append(cwd)
-    home = os.path.expanduser("~")
     return [folder for folder in dict.fromkeys(folders) if folder not in ("/", home, "/tmp") or folder == cwd]

@@ -3,7 +3,6 @@
 Read from /proc, /sys and /etc, never asked of a program. Nothing here names the machine. Threads: safe.
 """
 
-import contextlib
 import os
 import re
 from collections.abc import Sequence
@@ -22,8 +21,8 @@ _FLAGS = re.compile(
 _VENDORS: Final = {"0x10de": "NVIDIA", "0x1002": "AMD", "0x8086": "Intel"}
 
 
-def look_at_platform(pid: int = 0) -> dict[str, str]:
-    """Return what is known of this machine, and of the container that a process is in (0: this one)."""
+def look_at_platform(container: str = "") -> dict[str, str]:
+    """Return what is known of this machine, and of the container that the program is in."""
     system = os.uname()
     facts = {"kernel": f"{system.sysname} {system.release}", "machine": system.machine}
     if name := _value(_read("/etc/os-release"), "PRETTY_NAME", "="):
@@ -41,11 +40,19 @@ def look_at_platform(pid: int = 0) -> dict[str, str]:
     facts |= {f"gpu.{number}": name for number, name in enumerate(_gpus()[:GPUS_MAX])}
     if driver := _driver():
         facts["driver"] = driver
-    with contextlib.suppress(OSError):
-        paths = parse_cgroups(read_bounded(f"/proc/{pid or 'self'}/cgroup", CGROUP_SIZE_MAX))
-        if match := next((m for path in paths if (m := _CONTAINER.search(path))), None):
-            facts["container"] = match[1]
+    if container:
+        facts["container"] = container
     return {name: value[:_TEXT_LENGTH_MAX] for name, value in facts.items()}
+
+
+def container_of(pid: int) -> str:
+    """Return the ID of the container that a process is in, as its control group says; "" if that names none."""
+    try:
+        paths = parse_cgroups(read_bounded(f"/proc/{pid}/cgroup", CGROUP_SIZE_MAX))
+    except OSError:
+        return ""
+    match = next((m for path in paths if (m := _CONTAINER.search(path))), None)
+    return match[1] if match else ""
 
 
 def _gpus() -> list[str]:

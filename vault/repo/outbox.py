@@ -19,7 +19,7 @@ import msgspec
 from vault.errors import FormatError, KeyExists
 from vault.format.journal import ENTRY_SIZE_MAX, decode_entry, encode_entry, entry_digest, entry_key
 from vault.format.readset import Segment
-from vault.format.records import RUN_KINDS, ProcessClass, RecordEntry, run_journal
+from vault.format.records import RUN_KINDS, CaptureEntry, ProcessClass, RecordEntry, run_journal
 from vault.ids import RunId
 from vault.repo.journals import Journal
 from vault.repo.read_table import ShippedTable, remove_if_there, sync_folder
@@ -41,6 +41,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     readers_listed: int = 0  # in the attempt's entries
     readers_total: int = 0
     classes: tuple[ProcessClass, ...] = ()
+    opened_ns: int = 0  # when the first file of the attempt was opened
+    is_captured: bool = False  # a capture of the attempt stands in the journal
 
 
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,7 +128,7 @@ class Outbox:
         renumbered = []
         for waiting in map(self._load, self.waiting()):
             entry = decode_entry(waiting.entry, RUN_KINDS)
-            if not isinstance(entry, RecordEntry):
+            if not isinstance(entry, RecordEntry | CaptureEntry):
                 raise FormatError("outbox", "it holds another kind of entry")
             number += 1
             data = encode_entry(msgspec.structs.replace(entry, n=number, prev=digest))
@@ -169,6 +171,14 @@ class Outbox:
         if found is None:
             raise FormatError("outbox", f"{self._path(number)} is not readable")
         return found
+
+
+def run_state(spool: Spool, run: RunId) -> RunState:
+    """Return how far a run's journal is, as the last shipper noted it: for who does not hold the lock."""
+    try:
+        return _read(f"{spool.journals}/{run}/state", RunState) or RunState()
+    except FormatError:
+        return RunState()
 
 
 def _read(path: str, kind: type[_T]) -> _T | None:

@@ -36,6 +36,7 @@ from vault.format.records import (
 )
 from vault.ids import RunId
 from vault.repo import liveness
+from vault.repo.captures import PendingCapture, pending_captures
 from vault.repo.outbox import Outbox, RunState, Waiting
 from vault.repo.read_table import FIRST_OPEN, LAST_OPEN, STATE, ShippedTable, State, remove_if_there
 from vault.repo.spool import LOCK, UNREADABLE, Registration, Spool, list_spools, run_of_table
@@ -74,6 +75,7 @@ class _Found:
 
     tables: list[str] = field(default_factory=list)
     registrations: list[Registration] = field(default_factory=list)
+    captures: list[PendingCapture] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +122,11 @@ class Shipper:
                 outbox = Outbox(self.spool, run)
                 try:
                     state = outbox.recover()
+                    self._add_captures(outbox, state, what)
                     if watched or what.tables or state.is_open:
-                        self._collect(outbox, state, what, conditions)
-                    self._deliver(outbox, store, done)
+                        self._collect(outbox, outbox.recover(), what, conditions)
+                    self._add_captures(outbox, outbox.recover(), what)
+                    self._deliver(outbox, store, done, is_awaited=bool(what.captures))
                 except FormatError as error:
                     logger.error("records of run %s stay in %s: %s", run, self.spool.folder, error)
             if not watched and not done.waiting and not done.error:
@@ -153,6 +157,8 @@ class Shipper:
             found[run_of_table(name)].tables.append(name)
         for name in os.listdir(self.spool.journals):
             found[RunId(name)]
+        for pending in pending_captures(self.spool):
+            found[pending.run].captures.append(pending)
         return found
 
     def _open(self, name: str, stack: ExitStack) -> ShippedTable | None:
@@ -251,6 +257,9 @@ class Shipper:
         if not tables and not state.is_open:
             return  # processes that have opened nothing yet
         start = None if state.is_open else self._start(tables)
+        if start is not None:
+            first_ns = min((table.cell(FIRST_OPEN) for table in tables), default=0)
+            state = msgspec.structs.replace(state, opened_ns=first_ns, is_captured=False)
         state, readers = _count_readers(state, found, tables, is_new=start is not None)
         names = [os.path.basename(table.path) for table in finished]
         portions = list(_portions(tables, finished, is_end=end is not None))
@@ -306,6 +315,32 @@ class Shipper:
         outbox.add(Waiting(entry=data, shipped=shipped, finished=finished, state=after))
         return after
 
+    def _add_captures(self, outbox: Outbox, state: RunState, found: _Found) -> None:
+        """Write captures that are ready behind the attempt that they are of. One of an attempt before that has no place."""
+        for pending in list(found.captures):
+            if not state.number:
+                return  # no attempt is in the journal yet
+            if pending.begun_ns < state.opened_ns:
+                logger.warning("a capture of run %s came too late: its next attempt had begun", outbox.run)
+            elif not pending.is_ready:
+                continue
+            elif not state.is_open and self._may_begin_anew(found, state):
+                return
+            else:
+                entry = encode_entry(pending.load(state.number + 1, state.digest, self.spool.writer.writer))
+                state = msgspec.structs.replace(
+                    state, number=state.number + 1, digest=entry_digest(entry), is_captured=True
+                )
+                outbox.add(Waiting(entry=entry, shipped={}, finished=[], state=state))
+            pending.remove()
+            found.captures.remove(pending)
+
+    def _may_begin_anew(self, found: _Found, state: RunState) -> bool:
+        """Say whether tables wait that a new attempt begins with, which the capture may be of."""
+        with ExitStack() as stack:
+            tables = [table for name in found.tables if (table := self._open(name, stack)) is not None]
+            return any(table.cell(FIRST_OPEN) > state.opened_ns for table in tables)
+
     def _start(self, tables: Sequence[ShippedTable]) -> Start:
         """Return the start that the first table of the attempt holds, with the user's name."""
         start = min(tables, key=lambda table: table.cell(FIRST_OPEN)).head.start
@@ -316,7 +351,7 @@ class Shipper:
 
     # To the store.
 
-    def _deliver(self, outbox: Outbox, store: Store | None, done: Round) -> None:
+    def _deliver(self, outbox: Outbox, store: Store | None, done: Round, *, is_awaited: bool) -> None:
         waiting = len(outbox.waiting())
         if waiting and store is not None and done.error is None:
             try:
@@ -325,11 +360,11 @@ class Shipper:
                 done.error = error
         left = len(outbox.waiting())
         done.waiting += left
-        if not left and not outbox.recover().is_open:
+        if not left and not is_awaited and not outbox.recover().is_open:
             outbox.forget()
 
     def _remove_if_empty(self) -> None:
-        left = [*self.spool.table_names(), *os.listdir(self.spool.journals)]
+        left = [*self.spool.table_names(), *os.listdir(self.spool.journals), *pending_captures(self.spool)]
         damaged = [name for name in os.listdir(self.spool.tables) if name.endswith(UNREADABLE)]
         if not left and not damaged:
             shutil.rmtree(self.spool.folder, ignore_errors=True)

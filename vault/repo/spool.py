@@ -124,6 +124,10 @@ class Spool:
             if "." not in name and (found := _load(f"{self.processes}/{name}", Registration)) is not None:
                 yield found
 
+    def registration(self, name: str) -> Registration | None:
+        """Return what a file of `processes` says; None if it is gone or half made."""
+        return None if "." in name else _load(f"{self.processes}/{name}", Registration)
+
     def forget(self, registration: Registration) -> None:
         """Drop the note of a process that has ended."""
         remove_if_there(f"{self.processes}/{registration.name}")

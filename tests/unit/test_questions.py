@@ -122,7 +122,7 @@ def test_captures_that_lie_are_not_compared_and_harm_nothing(story):
     tree = freeze(repository, story.place.write({b"environment.json": b"[" * 100_000})).snapshot.hex()
     pack = freeze(repository, story.place.write({b"train.py": b"\x00\xff" * 999, b"a.txt": b"x"})).snapshot.hex()
     good = story.capture(CODE, {"torch": "1"})
-    sound = Capture(captured="", **good)  # type: ignore[arg-type]
+    sound = Capture(captured="", **good)
     code = (CodeTree(root="/job", snapshot=pack, files=2, bytes=9, script="train.py"),)
     liar = Capture(captured="", code=code, environment=Environment(snapshot=tree))
     lost = Capture(captured="", code=(CodeTree(root="/", snapshot="ab" * 32, files=1, bytes=1),))

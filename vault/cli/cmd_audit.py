@@ -127,7 +127,7 @@ def _show_exclusion(session: Session, found: "Audit", run_id: str, target: str) 
         else:
             out.lines([f"{name} opened none of {asked}{'' if result.is_certain else ', as far as was seen'}"])
         for doubt in result.doubts:
-            out.warn(f"in doubt: {doubt}")
+            out.warn(f"in doubt: {one_line(doubt)}")
         for limit in result.limits:
             out.note(f"what this rests on: {limit}")
     return FINDINGS if result.opened else OK

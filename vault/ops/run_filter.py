@@ -58,7 +58,7 @@ class Filter:
             return False
         if (self.user and self.user not in run.users) or (self.host and self.host not in run.hosts):
             return False
-        if self.since_ns and parse_time(run.ended or run.last_seen) < self.since_ns:
+        if self.since_ns and _time_ns(run.ended or run.last_seen) < self.since_ns:
             return False
         if (self.classes and run.process_class not in self.classes) or (self.status and status_of(run) != self.status):
             return False
@@ -151,6 +151,14 @@ def _equal(value: str | None, wanted: str) -> bool:
         return value is not None
     numbers = (_number(value), _number(wanted))
     return None not in numbers and numbers[0] == numbers[1]
+
+
+def _time_ns(text: str) -> int:
+    """Return a recorded time; one that is on no calendar is long ago."""
+    try:
+        return parse_time(text)
+    except (ValueError, OverflowError):
+        return 0
 
 
 def _number(text: str) -> float | None:

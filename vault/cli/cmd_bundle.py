@@ -95,8 +95,9 @@ def bundle(
 )
 @click.argument("path", metavar="FILE", shell_complete=completer("complete_folder"))
 @click.option("--key", metavar="FILE", default="", help="It must be signed with this public key.")
+@click.option("--ledger-key", metavar="FILE", default="", help="A ledger with this public key must prove its record.")
 @session_options
-def verify(session: Session, path: str, key: str) -> None:
+def verify(session: Session, path: str, key: str, ledger_key: str) -> None:
     """Check every byte of the bundle FILE with nothing else at hand.
 
     Without --key it may be signed by anybody: compare the fingerprint with the publisher's.
@@ -106,8 +107,9 @@ def verify(session: Session, path: str, key: str) -> None:
 
     out = session.out
     public = load_public_key(key) if key else None
+    notary = load_public_key(ledger_key) if ledger_key else None
     with out.progress() as progress:
-        checked = verify_bundle(path, key=public, progress=progress)
+        checked = verify_bundle(path, key=public, ledger_key=notary, progress=progress)
     manifest = checked.manifest
     for pin in manifest.pins:
         record = {
@@ -135,10 +137,12 @@ def verify(session: Session, path: str, key: str) -> None:
             "absent": checked.absent,
             "signer": checked.signer,
             "trusted": checked.is_trusted,
+            "ledger": checked.proven_by,
             "elapsed_s": round(out.elapsed_s, 3),
         },
         f"good: run {one_line(manifest.run)}, {count_text(checked.files, 'file')}, {size_text(checked.size_bytes)}"
-        + (f"; {count_text(checked.absent, 'file')} left out on purpose" if checked.absent else ""),
+        + (f"; {count_text(checked.absent, 'file')} left out on purpose" if checked.absent else "")
+        + (f"; on record in {one_line(checked.proven_by)}" if checked.proven_by else ""),
     )
 
 

@@ -17,6 +17,7 @@ from vault.format.bundle import (
     CRATE_KEY,
     ENVELOPE_KEY,
     PREDICATE_TYPE,
+    PROOF_KEY,
     VERSION,
     JournalHead,
     Manifest,
@@ -27,12 +28,14 @@ from vault.format.config import Config, encode_config
 from vault.format.dsse import Subject, encode_envelope, encode_statement, to_be_signed
 from vault.format.journal import BundledEntry, decode_entry, encode_entry, entry_digest, entry_key
 from vault.format.layout import BUNDLE_KEY, CONFIG_KEY, DATASETS, PARTIAL_KEY
-from vault.format.records import RUN_KINDS
+from vault.format.ledger import encode_proof
+from vault.format.records import RUN_KINDS, run_journal
 from vault.format.tree import sum_totals
 from vault.ids import Digest, RunId, parse_digest, parse_ref
 from vault.ops.bundle_content import ContentWriter, Wanted, wanted_files
 from vault.ops.bundle_record import RecordFile, Redactor, record_files, strings_of
 from vault.ops.crate import encode_crate
+from vault.ops.ledger import Ledger
 from vault.ops.secret_scan import FINDINGS_MAX, SecretFound, scan_text, scan_tree
 from vault.progress import SILENT, Progress
 from vault.repo.content import read_content
@@ -47,6 +50,7 @@ from vault.signing.ed25519 import PrivateKey
 from vault.stores.zip_writer import ZipWriter
 
 OUTPUTS: Final = ("last", "all", "none")
+_NO_PROOF: Final = "no proof of a ledger goes in: it would tell the names of hosts (--with-host takes it along)"
 _SOFTWARE: Final = "1"  # of bundles; the program's own version would make equal bundles differ
 
 
@@ -66,6 +70,7 @@ class BundlePlan:
     is_redacted: bool
     secrets: tuple[SecretFound, ...]
     notes: tuple[str, ...]
+    proof: bytes  # that a ledger has the record; b"" if none does, or if it would tell names
 
     @property
     def files(self) -> int:
@@ -132,6 +137,7 @@ def plan_bundle(
     for head, files in record_files(repository.store, run, redactor):
         journals.append(head)
         record.extend(files)
+    proof, why_not = _proof(repository, run, journals) if redactor is None else (b"", _NO_PROOF)
     plan = BundlePlan(
         repository=repository,
         run=known,
@@ -144,7 +150,8 @@ def plan_bundle(
         is_partial=only_opened,
         is_redacted=redactor is not None,
         secrets=tuple(_secrets(objects, found.pins, record)),
-        notes=tuple(_notes(known, found.pins, redactor, objects)),
+        notes=(*_notes(known, found.pins, redactor, objects), *((why_not,) if why_not else ())),
+        proof=proof,
     )
     objects.close()
     return plan
@@ -183,6 +190,8 @@ def write_bundle(plan: BundlePlan, path: str, *, key: PrivateKey | None = None, 
         if plan.is_partial:
             zip_file.put(PARTIAL_KEY, b"This bundle holds only those files of its inputs that the run opened.\n")
         signer = "" if key is None else key.public.text
+        if plan.proof:
+            zip_file.put(PROOF_KEY, plan.proof)
         manifest = _manifest(plan, signer)
         zip_file.put(BUNDLE_KEY, encode_manifest(manifest))
         published = plan.shown.last_seen or plan.shown.started
@@ -276,6 +285,15 @@ def _put_together(run: RunId, record: Iterable[RecordFile]) -> Run:
     for file in record:
         shown = add_entry(shown, file.key.split("/")[2], decode_entry(file.data, RUN_KINDS))
     return shown
+
+
+def _proof(repository: Repository, run: RunId, journals: Iterable[JournalHead]) -> tuple[bytes, str]:
+    """Return what proves that the record is in the store's ledger, or why there is none."""
+    try:
+        proof = Ledger(repository).prove((run_journal(run, head.writer), None) for head in journals)
+    except RefNotFound:
+        return b"", "the record is in no checkpoint of a ledger: no proof goes in ('vault ledger checkpoint' makes one)"
+    return encode_proof(proof), ""
 
 
 def _secrets(objects: ObjectReader, pins: Iterable[Pin], record: Iterable[RecordFile]) -> list[SecretFound]:

@@ -48,13 +48,13 @@ class Redactor:
         """Learn the names of a run. What is part of a dataset's name stays: paths below a mount have it."""
         kept = {part for name in datasets for part in re.split(r"[^a-z0-9]+", name)}
         words: dict[str, str] = {}
-        for number, host in enumerate(dict.fromkeys(a.start.host for a in run.history), 1):
-            for name in (host, host.partition(".")[0]):
-                words.setdefault(name, f"host-{number}")
+        hosts = dict.fromkeys(a.start.host for a in run.history)
+        for number, short in enumerate(dict.fromkeys(host.partition(".")[0] for host in hosts), 1):
+            words |= {name: f"host-{number}" for name in (short, *hosts) if name.partition(".")[0] == short}
         users = dict.fromkeys(a.start.user for a in run.history)
         for number, user in enumerate(users, 1):
             words.setdefault(user, f"user-{number}")
-        self.hosts = {a.start.host: words[a.start.host] for a in run.history}
+        self.hosts = {host: words[host] for host in hosts}
         self.users = {user: words[user] if user not in _COMMON else user for user in users}
         self.names = tuple(sorted(word for word in words if word not in _COMMON))
         self._words = {word: words[word] for word in self.names if word not in kept and len(word) > 1}

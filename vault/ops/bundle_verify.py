@@ -19,13 +19,19 @@ from vault.format.bundle import (
     ENVELOPE_KEY,
     MANIFEST_SIZE_MAX,
     PREDICATE_TYPE,
+    PROOF_KEY,
     Manifest,
     decode_manifest,
 )
-from vault.format.dsse import ENVELOPE_SIZE_MAX, decode_envelope, decode_statement, to_be_signed
+from vault.format.dsse import ENVELOPE_SIZE_MAX, decode_envelope, decode_statement, encode_envelope, to_be_signed
+from vault.format.journal import ENTRY_SIZE_MAX, entry_digest
 from vault.format.layout import BUNDLE_KEY, CONFIG_KEY, DATASETS, MAPS, PACKS, PARTIAL_KEY, RUNS, WHOLE
-from vault.ids import parse_digest, parse_ref
+from vault.format.ledger import PROOF_SIZE_MAX, decode_proof
+from vault.format.note import parse_checkpoint, parse_note
+from vault.format.records import run_journal
+from vault.ids import RunId, parse_digest, parse_ref
 from vault.ops.bundle_content import Wanted, wanted_files
+from vault.ops.ledger import check_proof
 from vault.ops.verify import NamedTree, verify
 from vault.progress import SILENT, Progress
 from vault.repo.repository import Repository
@@ -33,7 +39,7 @@ from vault.repo.runs import Runs
 from vault.signing.ed25519 import PublicKey, parse_public_key
 from vault.stores.zipfile import ZipStore
 
-_KEYS: Final = frozenset({CONFIG_KEY, BUNDLE_KEY, PARTIAL_KEY, CRATE_KEY, ENVELOPE_KEY})
+_KEYS: Final = frozenset({CONFIG_KEY, BUNDLE_KEY, PARTIAL_KEY, CRATE_KEY, ENVELOPE_KEY, PROOF_KEY})
 _FOLDERS: Final = (DATASETS, MAPS, PACKS, RUNS, WHOLE)
 
 
@@ -48,14 +54,22 @@ class BundleChecked:
     absent: int  # files that it leaves out on purpose
     signer: str  # fingerprint of the key; "" if nobody signed
     is_trusted: bool  # that key is the one that the caller gave
+    proven_by: str  # the ledger that proves its record; "" if it has no proof
 
 
-def verify_bundle(path: str, *, key: PublicKey | None = None, progress: Progress = SILENT) -> BundleChecked:
+def verify_bundle(
+    path: str,
+    *,
+    key: PublicKey | None = None,
+    ledger_key: PublicKey | None = None,
+    progress: Progress = SILENT,
+) -> BundleChecked:
     """Check every byte of a bundle.
 
     Args:
         path: where it is.
         key: whose signature it must have; None takes whatever key it names, or none.
+        ledger_key: of the ledger that must prove its record; None takes whatever proof it has, or none.
         progress: told what was read so far.
 
     Raises:
@@ -65,7 +79,7 @@ def verify_bundle(path: str, *, key: PublicKey | None = None, progress: Progress
     """
     store = ZipStore(path)
     try:
-        return _check(store, path, key, progress)
+        return _check(store, path, key, ledger_key, progress)
     except (BundleError, UnsupportedVersion):
         raise
     except KeyNotFound as error:
@@ -74,7 +88,9 @@ def verify_bundle(path: str, *, key: PublicKey | None = None, progress: Progress
         raise BundleError(path, str(error)) from error
 
 
-def _check(store: ZipStore, path: str, key: PublicKey | None, progress: Progress) -> BundleChecked:
+def _check(
+    store: ZipStore, path: str, key: PublicKey | None, ledger_key: PublicKey | None, progress: Progress
+) -> BundleChecked:
     entries = store.entries()
     for entry in entries:
         if entry.key not in _KEYS and not entry.key.startswith(_FOLDERS):
@@ -86,13 +102,17 @@ def _check(store: ZipStore, path: str, key: PublicKey | None, progress: Progress
         repository = Repository.open(store, os.path.join(scratch, "cache"))
         files, absent = _check_store(repository, path, manifest, progress)
         _check_record(repository, path, manifest)
+        proven = _check_proof(store, path, manifest, ledger_key)
     size_bytes = sum(entry.size for entry in entries)
-    return BundleChecked(manifest, len(entries), size_bytes, files, absent, signer, key is not None)
+    return BundleChecked(manifest, len(entries), size_bytes, files, absent, signer, key is not None, proven)
 
 
 def _check_signature(store: ZipStore, path: str, manifest: Manifest, key: PublicKey | None) -> str:
     """Return the fingerprint of the key that signed, after checking that it did."""
-    payload, signatures = decode_envelope(store.get(ENVELOPE_KEY, length=ENVELOPE_SIZE_MAX + 1))
+    data = store.get(ENVELOPE_KEY, length=ENVELOPE_SIZE_MAX + 1)
+    payload, signatures = decode_envelope(data)
+    if encode_envelope(payload, dict(signatures)) != data:
+        raise BundleError(path, f"{ENVELOPE_KEY} is not in the one form that it has")
     if not signatures:
         if key is not None or manifest.signer:
             raise BundleError(path, "nobody has signed it")
@@ -169,6 +189,14 @@ def _check_record(repository: Repository, path: str, manifest: Manifest) -> None
     if run.run != manifest.run:
         raise BundleError(path, f"it holds the record of {run.run}, and says {manifest.run}")
     pinned = {(pin.name, pin.snapshot) for pin in manifest.pins}
+    frozen = {pin.snapshot for pin in manifest.pins if pin.role in ("code", "environment")}
+    for attempt in run.history:
+        if attempt.capture is not None:
+            had = {tree.snapshot for tree in attempt.capture.code}
+            if attempt.capture.environment is not None:
+                had.add(attempt.capture.environment.snapshot)
+            if had - frozen:
+                raise BundleError(path, "code or an environment that the run had is not in it")
     objects = repository.object_reader()
     try:
         for used in run.inputs:
@@ -186,3 +214,29 @@ def _check_record(repository: Repository, path: str, manifest: Manifest) -> None
         raise BundleError(path, str(error)) from error
     finally:
         objects.close()
+
+
+def _check_proof(store: ZipStore, path: str, manifest: Manifest, key: PublicKey | None) -> str:
+    """Check that a ledger proves the journals of the record. Returns which; "" if there is no proof."""
+    try:
+        data = store.get(PROOF_KEY, length=PROOF_SIZE_MAX + 1)
+    except KeyNotFound:
+        if key is not None:
+            raise BundleError(path, "it has no proof of a ledger") from None
+        return ""
+    proof = decode_proof(data)
+    for reason in check_proof(proof, key=key):
+        raise BundleError(path, f"its proof of the ledger: {reason}")
+    proven = set()
+    for entry in proof.entries:
+        try:
+            there = entry_digest(store.get(entry.leaf.key, length=ENTRY_SIZE_MAX + 1))
+        except KeyNotFound:
+            there = ""
+        if there != entry.digest:
+            raise BundleError(path, f"its proof is of another record: {entry.leaf.key} is not what the ledger has")
+        proven.add(entry.journal)
+    for head in manifest.journals:
+        if run_journal(RunId(manifest.run), head.writer) not in proven:
+            raise BundleError(path, f"its proof of the ledger leaves out the journal {head.writer}")
+    return parse_checkpoint(parse_note(proof.checkpoint.encode()).text).origin

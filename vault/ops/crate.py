@@ -40,12 +40,12 @@ def encode_crate(run: Run, pins: Sequence[Pin], *, published: str, software: str
         "description": f"Command: {command}",
         "instrument": {"@id": "#command"},
         "object": [*by_role["input"], *by_role["code"], *by_role["environment"], *_parameters(run, "references")],
-        "result": by_role["output"],
-        "startTime": run.started,
-        "actionStatus": {"@id": _status(run)},
+        "result": _one_or_all(by_role["output"]),
+        "startTime": _to_the_second(run.started),
+        "actionStatus": _status(run),
     }
     if run.ended:
-        action["endTime"] = run.ended
+        action["endTime"] = _to_the_second(run.ended)
     if run.exit_status:
         action["error"] = f"exit status {run.exit_status}"
     root = {
@@ -53,11 +53,11 @@ def encode_crate(run: Run, pins: Sequence[Pin], *, published: str, software: str
         "@type": "Dataset",
         "name": f"Run {run.run}",
         "description": f"One recorded run with the code, environment and data that it used: {command[:512]}",
-        "datePublished": published,
+        "datePublished": _to_the_second(published),
         "license": "Not stated: the licences of the data and code in this bundle apply",
-        "conformsTo": [{"@id": _PROCESS}],
+        "conformsTo": {"@id": _PROCESS},
         "hasPart": [{"@id": entity["@id"]} for entity in snapshots],
-        "mentions": [{"@id": _ACTION}],
+        "mentions": {"@id": _ACTION},
     }
     program = {
         "@id": "#command",
@@ -97,6 +97,14 @@ def _snapshot(pin: Pin) -> dict[str, object]:
         "description": f"{words}: {pin.files} files with {pin.bytes} bytes, {pin.files_held} of them in this bundle",
         "identifier": f"b3:{pin.snapshot}",
     }
+
+
+def _one_or_all(references: list[dict[str, str]]) -> object:
+    return references[0] if len(references) == 1 else references
+
+
+def _to_the_second(time: str) -> str:
+    return f"{time[:19]}Z" if time else time
 
 
 def _references(pins: Sequence[Pin], role: str) -> list[dict[str, str]]:

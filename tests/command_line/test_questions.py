@@ -15,6 +15,7 @@ EVIL = 'evil"]; x [\\\x1b[31m\nrun-0  2020-01-01  root@host'
 @pytest.fixture(scope="module")
 def story(tmp_path_factory) -> Story:
     story = Story.make(tmp_path_factory.mktemp("story"))
+    story.run("quiet", {}, at=4)
     story.run("job", {"digits@v1": TRAIN[:1]}, at=5, code=CODE, exit_status=1)
     story.run("job", {"digits@v1": TRAIN[:1]}, at=6, code=OTHER_CODE, accuracy=0.5)
     return story
@@ -110,6 +111,9 @@ def test_data_is_followed_and_ruled_out(reference, site):
     assert (clean[-1]["files"], clean[-1]["certain"]) == (0, True) and clean[-1]["limits"]
     opened = answer(reference, site, "audit", "--run", "run-4", "--never", "digits@v2/test", status=1)
     assert [record["path"] for record in opened[:-1]] == ["test/0.txt", "test/1.txt"]
+    doubtful = answer(reference, site, "audit", "--run", "quiet", "--never", "digits@v2/test")
+    assert "no mount saw" in doubtful[0]["text"] and doubtful[-1]["certain"] is False
+    assert {kind for kind, _ in reference.never_seen("audit")} <= {"read", "file", "summary"}
     assert "opened none of" in site.vault("audit", "--run", "run-1", "--never", "digits@v1/test").stdout
     for wrong in (("--never", "digits"), ("--through", "--run", "run-1"), ("--never", "d", "--run", "run-1", "--files")):
         site.vault("audit", *wrong, status=2)

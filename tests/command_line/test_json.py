@@ -48,7 +48,9 @@ def test_commit(reference, site, tmp_path):
 
 
 def test_run(reference, site, tmp_path):
-    made, summary = answer(reference, site, "run", "--out", f"{tmp_path}/step-5.pt=ckpts", "--", "cp", "/etc/hostname", f"{tmp_path}/step-5.pt")
+    target = str(tmp_path / "step-5.pt")
+    done = site.vault("run", "--json", "--out", f"{target}=ckpts", "--", "cp", "/etc/hostname", target)
+    made, summary = reference.check("run", done.stdout)
     assert (made["ref"], made["label"]) == ("ckpts@v1", "step-5")
     assert (summary["exit_status"], summary["signal"], summary["outputs"], summary["recorded"]) == (0, "", 1, True)
     assert not reference.never_seen("run")

@@ -157,7 +157,8 @@ def run_text(session: Session, audit: "Audit", run: Run) -> str:
         lines.append(_indented(f"with  {_few(f'{name}={value}' for name, value in run.params.items())}"))
     if run.metrics:
         lines.append(_indented(f"got  {_few(f'{name} {metric_text(metric)}' for name, metric in run.metrics.items())}"))
-    lines += [_indented(f"made  {one_line(f'{made.dataset}@v{made.version}')}") for made in run.outputs[-_OUTPUTS_SHOWN:]]
+    made = list(dict.fromkeys(f"{output.dataset}@v{output.version}" for output in run.outputs))
+    lines += [_indented(f"made  {one_line(ref)}") for ref in made[-_OUTPUTS_SHOWN:]]
     if status_of(run) == "failed":
         lines.append(_indented(one_line(f"failed: {_how(run)}")))
     lines += [_indented(f"not seen: {one_line(gap)}") for gap in unseen_of(run)]

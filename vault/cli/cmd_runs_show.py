@@ -130,7 +130,7 @@ def _told(out: "Output", audit: "Audit", run: "Run") -> Iterator[str]:
         f"{o.dataset}@v{o.version}{f' ({o.label})' if o.label else ''}  from {o.path or '?'}  b3:{o.snapshot[:12]}"
         for o in run.outputs
     )
-    yield from _section(out, "made", made)
+    yield from _section(out, "made", dict.fromkeys(made))
     yield from _section(out, "parameters", (f"{name} = {value}" for name, value in run.params.items()))
     metrics = (
         f"{name}  {metric_text(metric)}  ({metric.count:,} values"

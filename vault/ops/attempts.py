@@ -62,7 +62,7 @@ class HostAttempt:
     def capture(self) -> Capture | None:
         """Its code, environment and machine: of all captures the one that says most."""
         captures = [part.capture for part in self.parts if part.capture is not None]
-        return max(captures, key=lambda found: (bool(found.code), found.environment is not None), default=None)
+        return max(captures, key=_how_much, default=None)
 
     def __str__(self) -> str:
         return f"{self.run}#{self.number}@{self.host}"
@@ -88,6 +88,12 @@ def unseen_of(run: Run) -> list[str]:
     """Return what those who saw the run read could not see. What was not captured is another matter: see the captures."""
     gaps = dict.fromkeys(gap for part in run.history for gap in (*part.start.gaps, part.start.disagreement) if gap)
     return list(gaps)
+
+
+def _how_much(capture: Capture) -> tuple[bool, bool, int]:
+    """Order captures: one that was made before the program ran has no loaded libraries."""
+    environment = capture.environment
+    return bool(capture.code), environment is not None, environment.libraries if environment is not None else 0
 
 
 def _belongs(part: Attempt, group: list[Attempt]) -> bool:

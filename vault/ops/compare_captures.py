@@ -61,6 +61,8 @@ def compare_captures(objects: ObjectReader, old: Capture, new: Capture) -> tuple
         before, after = read_environment(objects, old), read_environment(objects, new)
         if before is not None and after is not None:
             found += _environments(before, after)
+            if bool(before.libraries) != bool(after.libraries):  # no program has none: it was not looked at as it ran
+                unknown.append(f"native libraries: not captured of the {'second' if before.libraries else 'first'}")
         elif before is not None or after is not None:
             unknown.append(f"packages and libraries: not captured of the {'first' if before is None else 'second'}")
     except UNREADABLE as error:
@@ -153,8 +155,8 @@ def _environments(old: Document, new: Document) -> Iterator[Difference]:
     for difference in differing(Cause.PACKAGE, before, after):
         cause = Cause.FRAMEWORK if difference.name in _FRAMEWORKS else Cause.PACKAGE
         yield Difference(cause, difference.name, difference.old, difference.new)
-    before, after = _libraries(old), _libraries(new)
-    yield from differing(Cause.LIBRARY, before, after)
+    if old.libraries and new.libraries:
+        yield from differing(Cause.LIBRARY, _libraries(old), _libraries(new))
 
 
 def _libraries(document: Document) -> dict[str, str]:

@@ -22,7 +22,7 @@ LIMITS: Final = (
     "only reads through a mount are on record: copies elsewhere, other file systems and the network are not seen",
     "bytes count as the same only if whole files are equal: what was cut, converted or packed anew is not recognised",
 )
-_WHOLE_ENDINGS: Final = ("processes ended", "unmounted", "exit status", "ended by")
+_WHOLE_ENDINGS: Final = ("processes ended", "unmounted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,13 @@ def _doubts(audit: Audit, run: Run) -> list[str]:
         where = f"attempt on {attempt.start.host} that began {attempt.start.started}"
         if attempt.ended is None:
             doubts.append(f"{where}: it goes on, or its end was not seen: what it opens from now on is not in the answer")
-        elif _is_odd(attempt):
+        elif not attempt.is_launch and not attempt.how.startswith(_WHOLE_ENDINGS):
             doubts.append(f"{where}: it ended with '{attempt.how}': the last opens before that may be missing")
-    if not any(not attempt.is_launch for attempt in run.history):
-        doubts.append("no mount saw this run: nothing that it opened is on record")
+    seen = [part for part in run.history if not part.is_launch]
+    for launch in run.history:
+        if launch.is_launch and not any(_covers(part, launch) for part in seen):
+            where = f"{launch.start.host} that began {launch.start.started}"
+            doubts.append(f"no mount saw the attempt on {where} open anything: it read elsewhere, or nothing")
     try:
         Runs(audit.repository.store).load(run.run)
     except (Damaged, FormatError) as error:
@@ -114,6 +117,7 @@ def _doubts(audit: Audit, run: Run) -> list[str]:
     return doubts
 
 
-def _is_odd(attempt: Attempt) -> bool:
-    """Whether an attempt may have ended without all that it opened being written down."""
-    return not attempt.how.startswith(_WHOLE_ENDINGS)
+def _covers(part: Attempt, launch: Attempt) -> bool:
+    """Whether a mount saw the run, on the host and at the time at which a command began or went on."""
+    began_in_time = launch.ended is None or part.start.started <= launch.ended
+    return part.start.host == launch.start.host and began_in_time and (part.ended or "~") >= launch.start.started

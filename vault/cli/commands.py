@@ -47,6 +47,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "whence": Place("vault.cli.cmd_whence:whence", "Find what made a file, from its bytes alone."),
         "audit": Place("vault.cli.cmd_audit:audit", "Show which runs opened a dataset, a version or a file."),
         "audit verify": Place("vault.cli.cmd_ledger:verify", "Check all records against the ledger."),
+        "export": Place("vault.cli.cmd_export:export", "Write a record in a format of others."),
         "ledger checkpoint": Place("vault.cli.cmd_ledger:checkpoint", "Take new records into the ledger; sign it."),
         "ledger show": Place("vault.cli.cmd_ledger:show", "List the checkpoints of the ledger."),
         "ledger prove": Place("vault.cli.cmd_ledger:prove", "Prove to others that a run is on record."),

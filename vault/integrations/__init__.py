@@ -1,0 +1,1 @@
+"""What joins vault with other programs and their formats. Nothing below imports from here."""

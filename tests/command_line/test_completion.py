@@ -47,7 +47,7 @@ def bash(library, tmp_path_factory):
 @pytest.mark.parametrize(
     ("typed", "line", "offered"),
     [
-        ("vault comp", "vault completion ", []),
+        ("vault compl", "vault completion ", []),
         ("vault c", "vault c", ["commit", "cat", "checkout", "completion"]),
         ("vaultfs umo", "vaultfs umount ", []),
         ("vault log --nu", "vault log --number ", []),

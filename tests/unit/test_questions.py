@@ -3,12 +3,15 @@
 import contextlib
 import os
 import shutil
+from itertools import islice
 
 import pytest
 
-from vault.errors import AmbiguousRef, InvalidRef, RefNotFound, SourceUnreadable, UsageError
+from vault.errors import AmbiguousRef, Damaged, InvalidRef, RefNotFound, SourceUnreadable, UsageError
+from vault.format.digest import digest
 from vault.format.records import CodeTree, Environment, Output, Start, Verdict
-from vault.ids import RunId
+from vault.format.tree import Entry, Kind
+from vault.ids import Digest, RunId
 from vault.ops.attempts import attempts_of, split_attempt
 from vault.ops.audit import Audit
 from vault.ops.commit import commit
@@ -21,6 +24,7 @@ from vault.ops.influence import reached_through
 from vault.ops.lineage import Lineage, find_node, lineage
 from vault.ops.run_filter import Filter, parse_metric_test, sort_runs, status_of
 from vault.ops.whence import Whence, identify
+from vault.repo.content_index import open_content_index
 from vault.repo.run_model import Capture
 from vault.repo.run_writer import RunWriter
 from vault.repo.version_index import open_version_index
@@ -270,17 +274,11 @@ def test_what_cannot_be_looked_for(tmp_path):
 
 def test_data_is_followed_through_what_runs_made(told):
     audit = told.audit()
-    reads = audit.readers_of_content(identify_bytes(b"train 3"))
+    reads = audit.readers_of_content(digest(b"train 3"))
     found = [(r.run.run, r.steps, r.through.ref if r.through else None) for r in reached_through(audit, reads)]
     assert found == [("run-1", 0, None), ("run-2", 1, "resnet@v1"), ("run-3", 2, "resnet@v2")]
-    reads = audit.readers_of_content(identify_bytes(b"test 0"))
+    reads = audit.readers_of_content(digest(b"test 0"))
     assert [(reached.run.run, reached.made) for reached in reached_through(audit, reads)] == [("run-4", ())]
-
-
-def identify_bytes(data: bytes):
-    from vault.format.digest import digest
-
-    return digest(data)
 
 
 def test_bytes_that_were_there_before_a_run_made_them_are_not_reached(story):
@@ -300,13 +298,13 @@ def test_what_a_run_says_that_it_made_counts_only_if_nobody_else_made_it(story):
     writer.report(launch=start, outputs=(output,))
     record_run(story.repository, "thief", {"digits@v1": TEST[2:3]})
     audit = story.audit()
-    reads = audit.readers_of_content(identify_bytes(b"test 2"))
+    reads = audit.readers_of_content(digest(b"test 2"))
     assert [reached.run.run for reached in reached_through(audit, reads)] == ["thief"]
 
 
 def test_that_a_run_opened_none_of_something(told):
     audit = told.audit()
-    for target in ("digits@v1/test", "digits@v2/test", "digits@v1/test/0.txt", "b3:" + identify_bytes(b"test 0").hex()):
+    for target in ("digits@v1/test", "digits@v2/test", "digits@v1/test/0.txt", "b3:" + digest(b"test 0").hex()):
         clean = exclusion(audit, audit.run("run-1"), target)
         assert (clean.opened, clean.doubts, clean.is_certain) == ((), (), True), target
         assert exclusion(audit, audit.run("run-4"), target).opened, "the same bytes in another version count"
@@ -351,3 +349,41 @@ def test_versions_are_known_by_snapshot_and_run_and_follow_the_store(story):
 def test_verdicts_are_shown_with_the_run_that_repeated(story):
     RunWriter(story.repository.store, RunId("run-3")).report(verdict=Verdict(of="run-1", level="L0"))
     assert [verdict.level for verdict in story.audit().run("run-3").verdicts] == ["L0"]
+
+
+# The index of contents.
+
+
+def test_a_tree_that_has_its_folders_twice_at_each_level_takes_no_time(tmp_path):
+    names = [digest(b"%d" % level) for level in range(60)]
+    content = digest(b"content")
+
+    def entries_of(directory: Digest) -> list[Entry]:
+        level = names.index(directory)
+        below = names[level + 1] if level < 59 else content
+        kind = Kind.DIRECTORY if level < 59 else Kind.FILE
+        return [
+            Entry(b"a", kind, 1, below),
+            Entry(b"b", kind, 1, below),
+            Entry(b"c", Kind.SYMLINK, 1, content, target=b"x"),
+        ]
+
+    index = open_content_index(str(tmp_path))
+    index.learn(names[0], entries_of)
+    assert index.knows(names[59])
+    found = list(islice(index.places(content, entries_of, names[0].__eq__), 1000))
+    assert len(set(found)) == 1000 and all(path.count(b"/") == 59 and b"c" not in path for _, path in found)
+
+
+def test_nothing_is_learnt_of_a_tree_that_cannot_be_read(tmp_path):
+    root, child = digest(b"root"), digest(b"child")
+
+    def entries_of(directory: Digest) -> list[Entry]:
+        if directory == child:
+            raise Damaged("child", "it is gone")
+        return [Entry(b"a", Kind.DIRECTORY, 1, child), Entry(b"b", Kind.FILE, 1, digest(b"b"))]
+
+    index = open_content_index(str(tmp_path))
+    with pytest.raises(Damaged):
+        index.learn(root, entries_of)
+    assert not index.knows(root) and not index.knows(child)

@@ -4,7 +4,7 @@ import click
 
 from vault.cli.cmd_runs import who_text
 from vault.cli.commands import examples
-from vault.cli.options import Session, complete_ref, session_options
+from vault.cli.options import Session, completer, session_options
 from vault.cli.output import count_text, one_line, size_text, time_text
 from vault.errors import UsageError
 
@@ -27,7 +27,7 @@ _DIGEST_SHOWN = 15  # b3: and twelve digits
         "vault lineage resnet50@v4 --json",
     )
 )
-@click.argument("target", metavar="REF|RUN", shell_complete=complete_ref)
+@click.argument("target", metavar="REF|RUN", shell_complete=completer("complete_ref_or_run"))
 @click.option("--dot", is_flag=True, help="Print a graph for Graphviz.")
 @click.option("--depth", type=click.IntRange(1, 1000), default=1000, metavar="N", help="Go back N steps, not to the start.")
 @session_options

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vault.ops.attempts import HostAttempt
     from vault.ops.audit import Audit
     from vault.ops.compare import Step
+    from vault.ops.differences import Difference
     from vault.repo.run_model import Capture, Run
 
 STEPS_MAX: Final = 256  # attempts that are compared with another one
@@ -48,6 +49,7 @@ def show(session: Session, run_id: str) -> None:
     audit = session.open().open_audit()
     run = audit.run(run_id)
     steps = steps_within(audit, run, steps_max=STEPS_MAX)
+    told: set[tuple[Difference, ...]] = set()
     if not out.as_json:
         out.lines(_head(out, run))
     for attempt in attempts_of(run):
@@ -56,7 +58,8 @@ def show(session: Session, run_id: str) -> None:
         for step in steps:
             if step.new == attempt:
                 out.answer("step", _step_record(step))
-                out.lines(_step_lines(out, step))
+                out.lines(_step_lines(out, step, details=step.differences not in told))
+                told.add(step.differences)
     out.lines(_told(out, audit, run))
     out.summary({"run": run.run, "record": run_record(audit, run)})
 
@@ -113,11 +116,12 @@ def _tree_text(tree: CodeTree) -> str:
     return f"{script}  {tree.files:,} files, {size_text(tree.bytes)}{head}{remote}  b3:{tree.snapshot[:12]}"
 
 
-def _step_lines(out: "Output", step: "Step") -> Iterator[str]:
+def _step_lines(out: "Output", step: "Step", *, details: bool) -> Iterator[str]:
+    """Yield what is other in an attempt; what was told of an attempt before is not told again at length."""
     what = "resumed" if step.is_resume else f"beside {step.old.host}"
     if step.differences:
         yield f"    {out.styled(one_line(what), 'yellow')} with {short(step.differences)}"
-        for difference in step.differences:
+        for difference in step.differences if details else ():
             yield from (f"        {line}" for line in difference_lines(out, difference))
     elif not step.unknown:
         yield f"    {one_line(what)} with nothing changed"

@@ -7,7 +7,7 @@ the word, a tab, a line of help. Whatever fails, nothing is offered: a shell wai
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -53,6 +53,11 @@ def complete_run(ctx: click.Context, _param: click.Parameter, incomplete: str) -
 def complete_folder(_ctx: click.Context, _param: click.Parameter, _incomplete: str) -> list[CompletionItem]:
     """Let the shell offer folders."""
     return [CompletionItem("", "dir")]
+
+
+def complete_ref_or_run(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Offer datasets, versions and labels, then runs."""
+    return _offer(ctx, incomplete, lambda vault: chain(_refs(vault, incomplete), (run.run for run in vault.runs())))
 
 
 def complete_file(_ctx: click.Context, _param: click.Parameter, _incomplete: str) -> list[CompletionItem]:

@@ -14,6 +14,7 @@ from vault.format.tree import Kind
 from vault.ids import Digest, Ref, RunId, parse_ref
 from vault.ops.run_filter import Filter
 from vault.repo.datasets import Version
+from vault.repo.objects import ObjectReader
 from vault.repo.read_counts import ReadCounts
 from vault.repo.repository import Repository
 from vault.repo.run_index import RunIndex, Source, open_run_index
@@ -57,6 +58,7 @@ class Audit:
         self.repository = repository
         self.index: RunIndex = open_run_index(repository.cache_dir, repository.store)
         self.index.refresh()
+        self._sources: dict[RunId, list[Source]] = {}
         self._views: dict[Digest, SnapshotView | None] = {}
         self.unreadable: set[Digest] = set()  # snapshots that could not be looked into: what they hold is not in answers
 
@@ -66,6 +68,11 @@ class Audit:
         index = open_version_index(self.repository.cache_dir, self.repository.store)
         index.refresh()
         return index
+
+    @cached_property
+    def objects(self) -> ObjectReader:
+        """What reads stored objects, for all questions."""
+        return self.repository.object_reader()
 
     def runs(self, wanted: Filter) -> Iterator[Run]:
         """Yield the runs that fit, those that started last first."""
@@ -170,7 +177,9 @@ class Audit:
 
     def sources_of(self, run: Run) -> list[Source]:
         """Return what a run read, as the index knows it."""
-        return [source for source in self.index.sources() if source.run == run.run]
+        if run.run not in self._sources:
+            self._sources[run.run] = [source for source in self.index.sources() if source.run == run.run]
+        return self._sources[run.run]
 
     def _whole(self, source: Source) -> Iterator[Read]:
         run = self.index.run(source.run)

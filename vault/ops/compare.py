@@ -82,7 +82,7 @@ def compare_attempts(audit: Audit, old: HostAttempt, new: HostAttempt) -> tuple[
     if before is None or after is None:
         sides = [str(side) for side, capture in ((old, before), (new, after)) if capture is None]
         return found, [f"code, packages and machine: not captured of {' and '.join(sides)}"]
-    more, unknown = compare_captures(audit.repository.object_reader(), before, after)
+    more, unknown = compare_captures(audit.objects, before, after)
     return found + more, unknown
 
 

@@ -58,7 +58,7 @@ def compare_captures(objects: ObjectReader, old: Capture, new: Capture) -> tuple
     except UNREADABLE as error:
         unknown.append(f"code: {error}")
     try:
-        before, after = read_environment(objects, old), read_environment(objects, new)
+        before, after = (None, None) if _same(old, new) else (read_environment(objects, side) for side in (old, new))
         if before is not None and after is not None:
             found += _environments(before, after)
             if bool(before.libraries) != bool(after.libraries):  # no program has none: it was not looked at as it ran
@@ -79,6 +79,10 @@ def compare_captures(objects: ObjectReader, old: Capture, new: Capture) -> tuple
         cause = Cause.GPU if is_gpu else Cause.PROCESSOR if difference.name.startswith("cpu") else Cause.PLATFORM
         found.append(Difference(cause, difference.name, difference.old, difference.new))
     return found, unknown
+
+
+def _same(old: Capture, new: Capture) -> bool:
+    return old.environment is not None and new.environment is not None and old.environment == new.environment
 
 
 def compare_code(objects: ObjectReader, old: Capture, new: Capture) -> Iterator[Difference]:

@@ -3,6 +3,7 @@
 Threads: as the Audit.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
@@ -35,29 +36,34 @@ def compare_data(audit: Audit, old: Run, new: Run) -> tuple[list[Difference], li
 
 
 def _pairs(old: tuple[Input, ...], new: tuple[Input, ...]) -> Iterator[tuple[Input | None, Input | None]]:
-    """Pair inputs: those of the same snapshot, then those of the same dataset, in order."""
+    """Pair inputs: those of the same snapshot and name, then of the same snapshot, then of the same dataset, in order."""
     left, right = list(old), list(new)
-    for fits in (_same_ref, _same_snapshot, _same_dataset):
-        for before in list(left):
-            after = next((candidate for candidate in right if fits(before, candidate)), None)
-            if after is not None:
-                left.remove(before)
-                right.remove(after)
-                yield before, after
+    for likeness in (_itself, _snapshot, _dataset):
+        waiting: dict[object, deque[Input]] = {}
+        for after in right:
+            waiting.setdefault(likeness(after), deque()).append(after)
+        alone = []
+        for before in left:
+            alike = waiting.get(likeness(before))
+            if alike:
+                yield before, alike.popleft()
+            else:
+                alone.append(before)
+        left, right = alone, [after for alike in waiting.values() for after in alike]
     yield from ((before, None) for before in left)
     yield from ((None, after) for after in right)
 
 
-def _same_ref(old: Input, new: Input) -> bool:
-    return (old.snapshot, old.ref) == (new.snapshot, new.ref)
+def _itself(used: Input) -> object:
+    return used.snapshot, used.ref
 
 
-def _same_snapshot(old: Input, new: Input) -> bool:
-    return old.snapshot == new.snapshot
+def _snapshot(used: Input) -> object:
+    return used.snapshot
 
 
-def _same_dataset(old: Input, new: Input) -> bool:
-    return old.ref.partition("@")[0] == new.ref.partition("@")[0]
+def _dataset(used: Input) -> object:
+    return used.ref.partition("@")[0]
 
 
 def _pair(audit: Audit, old: tuple[Run, Input | None], new: tuple[Run, Input | None]) -> Iterator[Difference]:
@@ -82,12 +88,11 @@ def _pair(audit: Audit, old: tuple[Run, Input | None], new: tuple[Run, Input | N
 
 
 def _snapshots(audit: Audit, old: Input, new: Input, counts: tuple[ReadCounts, ReadCounts]) -> Difference:
-    objects = audit.repository.object_reader()
     kinds = dict.fromkeys(ChangeKind, 0)
     named: list[FileChange] = []
     rest: list[FileChange] = []
     opened = 0
-    changes = diff_snapshots(TreeReader(objects), old.snapshot, new.snapshot)
+    changes = diff_snapshots(TreeReader(audit.objects), old.snapshot, new.snapshot)
     for change in islice(changes, CHANGES_MAX):
         kinds[change.kind] += 1
         sides = [

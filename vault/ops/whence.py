@@ -46,7 +46,7 @@ class Whence:
         """Make it able to answer; trees that are new are learnt when the first question comes."""
         self._audit = audit
         self._contents: ContentIndex = open_content_index(audit.repository.cache_dir)
-        self._trees = TreeReader(audit.repository.object_reader())
+        self._trees = TreeReader(audit.objects)
         self.unreadable: set[Digest] = set()  # snapshots that could not be looked into: what they hold is not in answers
 
     def origins(self, content: Digest) -> Iterator[Origin]:

@@ -222,7 +222,8 @@ def mounted(site: Site, path: str | bytes, *, engine: str, options: Sequence[str
     summary = site.json("mount", place, "--engine", engine, *options)[-1]
     mount = Mount(site, place, summary["engine"], summary["pid"], summary["log"])
     try:
-        wait_for("the mount's shipper", mount.shippers)  # until then it looks like a worker
+        if "--bundle" not in options:  # which records nothing
+            wait_for("the mount's shipper", mount.shippers)  # until then it looks like a worker
         yield mount
         if is_mounted(place):
             mount.processes()

@@ -17,15 +17,16 @@ from typing import Final
 
 from vault.clock import monotonic_s
 from vault.errors import FormatError, VaultError
-from vault.format.records import ProcessClass
+from vault.format.records import ProcessClass, Start
 from vault.ids import RunId
 from vault.ops.capturing import Staging, freeze_staged, is_staged
 from vault.repo.captures import ENTRY, HELD, PendingCapture, begin_capture, pending_captures
 from vault.repo.liveness import hold, is_alive
 from vault.repo.outbox import run_state
+from vault.repo.read_table import ShippedTable
 from vault.repo.repository import Repository
-from vault.repo.spool import Registration, Spool
-from vault_fuse.helper import OFF_VARIABLE, HelperFailed, aim, look_as_user
+from vault.repo.spool import Registration, Spool, run_of_table
+from vault_fuse.helper import OFF_VARIABLE, HelperFailed, Target, aim, look_as_user
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Capturers:
         self._children: dict[int, PendingCapture] = {}
         self._tried_s: dict[str, float] = {}
         self._started = 0
-        self._waiting: list[Registration] = []
+        self._waiting: list[tuple[Registration, Target]] = []
 
     def notice(self, registration: Registration) -> None:
         """A process was found to be of a run: look at it if nobody has looked at this attempt yet."""
@@ -86,7 +87,8 @@ class Capturers:
             return
         known.processes.add(key)
         known.rank, known.times = rank, known.times + 1
-        self._waiting.append(registration)
+        # Now, while its open is not answered yet: a short job is gone when the child has started.
+        self._waiting.append((registration, self._aim(registration)))
         self._start_waiting()
 
     def notice_all(self) -> None:
@@ -144,19 +146,20 @@ class Capturers:
 
     def _start_waiting(self) -> None:
         while self._waiting and len(self._children) < CAPTURES_AT_ONCE_MAX:
-            registration = self._waiting.pop(0)
+            registration, target = self._waiting.pop(0)
             self._started += 1
             try:
                 pending = begin_capture(self._spool, RunId(registration.run), self._started)
+                if pending is None:
+                    logger.warning("run %s is not captured: too many captures wait for the store", registration.run)
+                else:
+                    self._fork(pending, target)
             except OSError as error:
                 logger.warning("run %s is not captured: %s", registration.run, error)
-                continue
-            if pending is None:
-                logger.warning("run %s is not captured: too many captures wait for the store", registration.run)
-                continue
-            self._fork(pending, registration)
+            finally:
+                target.close()
 
-    def _fork(self, pending: PendingCapture, registration: Registration | None) -> None:
+    def _fork(self, pending: PendingCapture, target: Target | None) -> None:
         parent = os.getpid()
         child = os.fork()
         if child:
@@ -168,7 +171,7 @@ class Capturers:
             if os.getppid() == parent:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the shipper says when it is enough
-                self._work(pending, registration)
+                self._work(pending, target)
                 status = 0
         except (VaultError, OSError) as error:
             logger.warning("the capture of run %s waits: %s", pending.run, error)
@@ -178,22 +181,26 @@ class Capturers:
             logging.shutdown()
             os._exit(status)
 
-    def _work(self, pending: PendingCapture, registration: Registration | None) -> None:
+    def _work(self, pending: PendingCapture, target: Target | None) -> None:
         """Look, keep, freeze. Runs in a child."""
         held = hold(f"{pending.folder}/{HELD}")
-        if registration is not None:
-            self._look(pending, registration)
+        if target is not None:
+            self._look(pending, target)
         os.nice(5)
         pending.set_ready(freeze_staged(self._open_repository(), pending.folder))
         os.close(held)
 
-    def _look(self, pending: PendingCapture, registration: Registration) -> None:
+    def _aim(self, registration: Registration) -> Target:
         above = [
             other.pid
             for other in self._spool.registrations()
             if other.run == registration.run and other.reader is None and is_alive(other.pid, other.ticks)
         ]
-        target = aim(registration.pid, registration.ticks, sorted(above), registration.reader)
+        return aim(registration.pid, registration.ticks, sorted(above), registration.reader)
+
+    def _look(self, pending: PendingCapture, target: Target) -> None:
+        if target.is_gone and (start := self._start_of(pending.run)) is not None:
+            target = target.as_started(start)
         staging = Staging(pending.folder)
         gaps = []
         try:
@@ -206,6 +213,17 @@ class Capturers:
         if not staging.is_complete and not gaps:
             gaps.append("not everything was captured: the helper was killed")
         staging.finish(*gaps)
+
+    def _start_of(self, run: RunId) -> Start | None:
+        """Return how an attempt began, as a worker noted it before it answered the first open."""
+        for name in self._spool.table_names():
+            if run_of_table(name) == run:
+                try:
+                    with ShippedTable(f"{self._spool.tables}/{name}") as table:
+                        return table.head.start
+                except (OSError, FormatError):
+                    continue
+        return None
 
     def _reap(self) -> None:
         for child, pending in list(self._children.items()):

@@ -35,7 +35,7 @@ from vault.capture.proc import (
     working_directory,
 )
 from vault.errors import FormatError
-from vault.format.records import Reader
+from vault.format.records import Reader, Start
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,19 @@ class Target:
     rights: Rights
     namespace: int = -1  # descriptor of its mount namespace, if that is not ours
     is_off: bool = False  # it does not want to be looked at
+    is_gone: bool = False  # nothing was to be seen of it any more
+
+    def as_started(self, start: Start) -> "Target":
+        """Return it with what the record knows of a run that is gone."""
+        known = replace(self.subject, cwd=start.cwd, above=((start.command, start.cwd), *self.subject.above))
+        if not known.command:
+            known = replace(known, command=start.command, executable=start.executable)
+        return replace(self, subject=known)
+
+    def close(self) -> None:
+        """Let go of its namespace, for who does not look."""
+        if self.namespace >= 0:
+            os.close(self.namespace)
 
 
 def aim(pid: int, ticks: int, above: Sequence[int], reader: Reader | None) -> Target:
@@ -78,11 +91,11 @@ def aim(pid: int, ticks: int, above: Sequence[int], reader: Reader | None) -> Ta
     if process is None or rights is None or process.start_ticks != ticks:
         known = reader.command if reader else ()
         uid = reader.uid if reader else os.geteuid()
-        gap = "the process ended before it could be looked at: its folder, variables and libraries are not known"
+        gap = "the process ended before it could be looked at: its variables and libraries are not known"
         gone = Subject(
             cwd="", command=known, executable=reader.executable if reader else "", gaps=(gap,), maps=b"", container=""
         )
-        return Target(replace(gone, above=_above(above)), rights_by_name(uid))
+        return Target(replace(gone, above=_above(above)), rights_by_name(uid), is_gone=True)
     gaps = []
     try:
         environment = parse_environment(read_bounded(f"/proc/{pid}/environ", ENVIRONMENT_SIZE_MAX))

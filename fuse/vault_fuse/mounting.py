@@ -79,7 +79,11 @@ class MountParts:
         """Carry records to the store until told to stop, in a child made for it."""
         assert self.spool is not None
         self.spool.let_go()
-        ship(self.open_store, self.spool.folder, self.open_repository if self.options.capture else None)
+        ship(self.open_store, self.spool.folder, self._open_to_write if self.options.capture else None)
+
+    def _open_to_write(self) -> Repository:
+        """Open the repository after a look at whether it is there: a store that is away must not be begun anew."""
+        return Repository.open(self.open_store(), self.cache_root)
 
 
 class _NoRecorder:

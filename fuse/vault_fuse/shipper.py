@@ -15,6 +15,7 @@ from typing import Final
 
 from vault.clock import monotonic_s
 from vault.errors import VaultError
+from vault.format.layout import CONFIG_KEY
 from vault.repo.captures import pending_captures
 from vault.repo.repository import Repository
 from vault.repo.shipping import Round, Shipper
@@ -134,7 +135,9 @@ class _Loop:
             return None
         if self._store is None:
             try:
-                self._store = self._open_store()
+                store = self._open_store()
+                store.get(CONFIG_KEY, length=1)  # a store that is away must not be begun anew by the first record
+                self._store = store
             except (VaultError, OSError) as error:
                 self._wait_for_store(error, 0)
         return self._store

@@ -14,6 +14,7 @@ from vault.ids import RunId
 from vault.ops.audit import Audit
 from vault.ops.commit import commit
 from vault.ops.run_filter import Filter
+from vault.ops.whence import Whence
 from vault.repo.lmdb_file import LmdbFile
 from vault.testing.places import Place
 from vault.testing.privileges import unprivileged
@@ -23,7 +24,7 @@ from vault.testing.trees import Tree, noise
 FILES = 80
 TREE: Tree = {b"d%d" % d: {b"f%03d" % f: noise(50, 1000 * d + f) for f in range(FILES)} for d in range(5)}
 NO_FILTER = Filter()
-CACHES = ["index", "stat_cache", "runs"]
+CACHES = ["index", "stat_cache", "runs", "versions", "contents"]
 
 
 def delete(cache: Path) -> None:
@@ -112,7 +113,7 @@ def pristine(shared_fast_path: Path) -> Place:
         for number in range(20):
             paths = [b"d%d/f%03d" % (number % 5, f) for f in range(number, FILES, 7)]
             record_run(repository, f"run-{number}", {"d@v1": paths})
-        Audit(repository)
+        assert origins(Audit(repository)) == ["d@v1"]
     return place
 
 
@@ -128,6 +129,11 @@ def cache_path(place: Place, name: str) -> Path:
     return folder / f"{name}.lmdb"
 
 
+def origins(audit: Audit) -> list[str]:
+    """Return the versions that hold a file of the tree, as the indexes of versions and contents know it."""
+    return [origin.made.ref for origin in Whence(audit).origins(digest(noise(50, 1003))) if origin.path == b"d1/f003"]
+
+
 def check_answers(place: Place) -> None:
     """Commit, read and audit, and find all answers right; the second time nothing is left to be healed."""
     repository = place.repository()
@@ -141,6 +147,7 @@ def check_answers(place: Place) -> None:
     assert len(list(audit.runs(NO_FILTER))) == 20
     opened = [(file.path, file.opens) for file in audit.opened_files(audit.run("run-3"))]
     assert opened == [(b"d3/f%03d" % f, 1) for f in range(3, FILES, 7)]
+    assert origins(audit) == ["d@v1"]
     Path(os.fsdecode(place.source), "new").write_bytes(b"new")
     assert commit(repository, place.source, "d").new_bytes == 3
     assert repository.index.find(digest(b"new")) is not None

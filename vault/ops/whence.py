@@ -22,6 +22,7 @@ from vault.ops.audit import Audit
 from vault.ops.captured import UNREADABLE
 from vault.ops.source import BeginDirectory, EndDirectory, SourceFile, SourceSymlink, Walk
 from vault.repo.content_index import ContentIndex, open_content_index
+from vault.repo.lmdb_file import CacheDamaged
 from vault.repo.run_model import Run
 from vault.repo.trees import TreeReader
 from vault.repo.version_index import Made
@@ -51,6 +52,13 @@ class Whence:
 
     def origins(self, content: Digest) -> Iterator[Origin]:
         """Yield the versions that hold a content: those that a run made first, the oldest of them first."""
+        try:
+            return iter(self._find(content))
+        except CacheDamaged:
+            self._contents.renew()
+            return iter(self._find(content))
+
+    def _find(self, content: Digest) -> list[Origin]:
         snapshots: dict[Digest, list[Made]] = {}
         for made in self._audit.versions.all():
             snapshots.setdefault(made.snapshot, []).append(made)
@@ -59,8 +67,8 @@ class Whence:
         found = islice(self._contents.places(content, self._entries, snapshots.__contains__), ORIGINS_MAX)
         places = [(made, path) for snapshot, path in found for made in snapshots[snapshot]]
         places.sort(key=lambda place: (place[0].run is None, place[0].time, place[0].ref, place[1]))
-        for made, path in places:
-            yield Origin(made, path, None if made.run is None else self._audit.index.run(made.run))
+        runs = {run: self._audit.index.run(run) for run in {made.run for made, _ in places} if run is not None}
+        return [Origin(made, path, None if made.run is None else runs[made.run]) for made, path in places]
 
     def _learn(self, snapshot: Digest) -> None:
         if not self._contents.knows(snapshot):

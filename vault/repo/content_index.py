@@ -88,6 +88,10 @@ class ContentIndex:
             for holder in self._holders_of_directory(directory) if depth < DEPTH_MAX else ():
                 todo += [(holder, name + b"/" + path, depth + 1) for name in _names(entries_of, holder, directory)]
 
+    def renew(self) -> None:
+        """Put an empty index in the place of a damaged one. Raises CacheUnusable."""
+        self._file.renew()
+
     def _holders(self, content: Digest) -> list[Digest]:
         with self._file.read() as transaction:
             found = []

@@ -13,8 +13,8 @@ you like.
 import logging
 import os
 import struct
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION: Final = 1
 _SEEN, _VERSIONS, _SNAPSHOTS, _RUNS = b"seen", b"versions", b"snapshots", b"runs"
 _DATABASES: Final = (_SEEN, _VERSIONS, _SNAPSHOTS, _RUNS)
+_T = TypeVar("_T")
 _U32 = struct.Struct(">I")
 
 
@@ -77,22 +78,34 @@ class VersionIndex:
 
     def all(self) -> Iterator[Made]:
         """Yield all versions, by dataset, oldest first."""
-        with self._file.read() as transaction:
-            found = [_decode(value) for _, value in transaction.cursor(db=self._file.db(_VERSIONS))]
-        yield from found
+        yield from self._sound(self._all)
 
     def with_snapshot(self, snapshot: Digest) -> list[Made]:
         """Return the versions that hold a snapshot, the oldest first."""
-        return self._below(_SNAPSHOTS, snapshot)
+        return self._sound(lambda: self._below(_SNAPSHOTS, snapshot))
 
     def made_by(self, run: RunId) -> list[Made]:
         """Return the versions whose commit names a run, the oldest first."""
-        return self._below(_RUNS, run.encode() + b"\0")
+        return self._sound(lambda: self._below(_RUNS, run.encode() + b"\0"))
 
     def version(self, dataset: str, number: int) -> Made | None:
         """Return a version, or None if there is none."""
-        if not 0 < number < 1 << 32:
-            return None
+        return self._sound(lambda: self._version(dataset, number)) if 0 < number < 1 << 32 else None
+
+    def _sound(self, ask: Callable[[], _T]) -> _T:
+        """Ask, and once more of an index made anew if this one shows damage."""
+        try:
+            return ask()
+        except CacheDamaged:
+            self._file.renew()
+            self._refresh()
+            return ask()
+
+    def _all(self) -> list[Made]:
+        with self._file.read() as transaction:
+            return [_decode(value) for _, value in transaction.cursor(db=self._file.db(_VERSIONS))]
+
+    def _version(self, dataset: str, number: int) -> Made | None:
         with self._file.read() as transaction:
             value = transaction.get(_key(dataset, number), db=self._file.db(_VERSIONS))
             return None if value is None else _decode(value)

@@ -308,6 +308,8 @@ class Recorder:
         # Only now: the shipper closes a run's tables before it looks for a last time whether a process is registered.
         for slot_key in [key for key, table in run.tables.items() if table.is_closed()]:
             run.tables.pop(slot_key).release()
+        if not run.tables:  # nothing of an attempt that goes on: what is opened next may begin another one
+            run.start = self._start_of(identity, uid)
         process = self._processes[pid] = _Process(run, sighting.process.key, image, name)
         return process
 

@@ -1,16 +1,21 @@
 """The attempts of a run, host by host: which starts in its journals belong together, and how one is called.
 
 A mount and `vault run` each write down the start that they saw, and each host has mounts of its own. Starts on one host
-that overlap, each in another journal, are one attempt; the n-th attempts of all hosts are attempt n, which is called
-`RUN#n`, or `RUN#n@HOST` where one host is meant. Pure. Threads: pure.
+that overlap, each in another journal, are one attempt; a launch begins one, unless others of its ranks did. The n-th
+attempts of all hosts are attempt n, which is called `RUN#n`, or `RUN#n@HOST` where one host is meant. Threads: pure.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
+from vault.clock import parse_time
 from vault.errors import RefNotFound, UsageError
 from vault.ids import RunId
-from vault.repo.run_model import Attempt, Capture, Run
+from vault.repo.run_model import RANK, Attempt, Capture, Run
+
+_MOUNT_IS_BEHIND_NS: Final = 1_500_000_000  # a mount counts from the second in which the machine started
+_LOOKED_BACK: Final = 64  # attempts that may go on side by side
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +76,13 @@ class HostAttempt:
 def attempts_of(run: Run) -> list[HostAttempt]:
     """Return the attempts of a run, by number and then by when they began."""
     by_host: dict[str, list[list[Attempt]]] = {}
-    for part in sorted(run.history, key=lambda part: (part.start.started, not part.is_launch)):
+    for part in sorted(run.history, key=_order):
         groups = by_host.setdefault(part.start.host, [])
-        if not groups or not _belongs(part, groups[-1]):
-            groups.append([])
-        groups[-1].append(part)
+        home = next((group for group in reversed(groups[-_LOOKED_BACK:]) if _belongs(part, group)), None)
+        if home is None:
+            groups.append([part])
+        else:
+            home.append(part)
     found = [
         HostAttempt(run.run, number, host, tuple(parts))
         for host, groups in by_host.items()
@@ -96,10 +103,31 @@ def _how_much(capture: Capture) -> tuple[bool, bool, int]:
     return bool(capture.code), environment is not None, environment.libraries if environment is not None else 0
 
 
+def _order(part: Attempt) -> tuple[int, bool]:
+    """Order starts as they were. What a mount tells is known to the second; a launch comes before what it started."""
+    try:
+        began_ns = parse_time(part.start.started)
+    except ValueError:  # a host may write what looks like a time and is none
+        began_ns = 0
+    return began_ns + (0 if part.is_launch else _MOUNT_IS_BEHIND_NS), not part.is_launch
+
+
+def _rank(part: Attempt) -> str:
+    return part.start.details.get(RANK, "")
+
+
 def _belongs(part: Attempt, group: list[Attempt]) -> bool:
-    """Whether a start is that of a group: seen by somebody else, before the group ended."""
-    if part.writer in {known.writer for known in group} or (part.is_launch and any(known.is_launch for known in group)):
+    """Whether a start is that of a group: seen by somebody else, and begun while the group went on.
+
+    A mount that was told to wait for the next process of a run may see an attempt end late, and nobody may have seen when a
+    launch that was killed ended: whoever begins after another launch did belongs to that one.
+    """
+    if part.writer in {known.writer for known in group}:
         return False
+    if part.is_launch:
+        rank, ranks = _rank(part), {_rank(known) for known in group if known.is_launch}
+        if not rank or not ranks or "" in ranks or rank in ranks:
+            return False
     ends = [known.ended for known in group]
     return None in ends or part.start.started <= max(end for end in ends if end is not None)
 

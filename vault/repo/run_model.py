@@ -4,6 +4,7 @@ A run has a journal for each mount that saw it read, and one for each program th
 whatever order the journals are read in, but for lists that are cut to size. Pure. Threads: pure.
 """
 
+from collections import Counter
 from typing import Final
 
 import msgspec
@@ -34,6 +35,7 @@ ATTEMPTS_MAX: Final = 4096  # of one run, over all hosts
 PARAMS_MAX: Final = 1024
 METRICS_MAX: Final = 1024  # different names
 OUTPUTS_MAX: Final = 65536
+RANK: Final = "rank"  # in the details of a launch: which of several that were started together
 
 
 class Input(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,8 +119,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def attempts(self) -> int:
-        """How often it was started: on the host that saw most starts, for a job on many hosts starts once on each."""
-        return max(self.starts.values(), default=0)
+        """How often it was started, by the host, rank or mount that says most: a job on many hosts starts once on each."""
+        launches = Counter((a.start.host, a.start.details.get(RANK, "")) for a in self.history if a.is_launch)
+        return max([*self.starts.values(), *launches.values()], default=0)
 
     @property
     def is_over(self) -> bool:

@@ -1,5 +1,6 @@
 """Every store passes the same suite."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vault.stores.base import LocalFiles, Store
 from vault.stores.local import LocalStore
 from vault.stores.memory import MemoryStore
 from vault.stores.readonly import read_only
+from vault.stores.zip_writer import ZipWriter
 from vault.testing.crash import CrashingStore
 from vault.testing.faults import FaultyStore
 from vault.testing.store_suite import OpenStore, StoreSuite
@@ -22,6 +24,17 @@ class TestMemoryStore(StoreSuite):
     @pytest.fixture
     def open_store(self) -> OpenStore:
         return MemoryStore
+
+
+class TestZipWriter(StoreSuite):
+    """A bundle in the making."""
+
+    shared = False
+
+    @pytest.fixture
+    def open_store(self, tmp_path: Path) -> Iterator[OpenStore]:
+        with ZipWriter(str(tmp_path / "b.vault")) as writer:
+            yield lambda: writer
 
 
 class TestLocalStore(StoreSuite):

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from vault.errors import AmbiguousRef, Damaged, InvalidRef, RefNotFound, UnsupportedVersion
-from vault.format.journal import Entry, encode_entry, entry_digest
+from vault.format.journal import BundledEntry, Entry, encode_entry, entry_digest
 from vault.ids import Digest, check_run_id, parse_ref
 from vault.repo.datasets import Datasets, Version
 from vault.stores.local import LocalStore
@@ -213,3 +213,47 @@ def test_processes_that_commit_at_once_all_succeed_with_consecutive_numbers(stor
     assert [version.number for version in versions] == list(range(1, 81))
     assert {version.snapshot for version in versions} == {snapshot(1000 * w + n) for w in range(4) for n in range(20)}
     assert list((Path(store.url) / "tmp").iterdir()) == []
+
+
+def bundled(store: LocalStore, name: str, *numbers: int) -> None:
+    prev = None
+    for n, number in enumerate(numbers, 1):
+        entry = BundledEntry(
+            n=n,
+            prev=prev,
+            writer="bundle",
+            time="2026-01-02T03:04:05Z",
+            version=number,
+            snapshot=snapshot(n).hex(),
+            files=1,
+            bytes=2,
+        )
+        data = encode_entry(entry)
+        prev = entry_digest(data)
+        store.put(f"datasets/{name}/{n:010d}.json", data)
+
+
+def test_versions_of_a_bundle_keep_their_numbers(store: LocalStore) -> None:
+    bundled(store, "mnist", 3, 7, 300)
+    datasets = Datasets(store)
+    dataset = datasets.load("mnist")
+    assert [version.number for version in dataset.versions] == [3, 7, 300]
+    assert (dataset.newest, datasets.last_version("mnist"), Datasets(store).last_version("mnist")) == (300, 300, 300)
+    found = [dataset.version(number) for number in (0, 1, 2, 3, 4, 7, 8, 299, 300, 301)]
+    assert [version and version.number for version in found] == [None, None, None, 3, None, 7, None, None, 300, None]
+    assert datasets.resolve(parse_ref("mnist@latest")).snapshot.hex() == f"{3:064x}"
+    assert datasets.resolve(parse_ref("mnist@v7")).snapshot.hex() == f"{2:064x}"
+    with pytest.raises(RefNotFound):
+        datasets.resolve(parse_ref("mnist@v4"))
+    with pytest.raises(RefNotFound):
+        datasets.set_label("mnist", "best", 4, author="a")
+    datasets.set_label("mnist", "best", 7, author="a")
+    assert Datasets(store).load("mnist").labels == {"best": 7}
+    assert append(datasets, "mnist").number == 301
+
+
+@pytest.mark.parametrize("numbers", [(3, 3), (3, 2)])
+def test_versions_of_a_bundle_ascend(store: LocalStore, numbers: tuple[int, ...]) -> None:
+    bundled(store, "mnist", *numbers)
+    with pytest.raises(Damaged, match="version"):
+        Datasets(store).load("mnist")

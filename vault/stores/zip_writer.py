@@ -175,11 +175,13 @@ class ZipStage:
 
     def write(self, data: Buffer) -> None:
         """Append data. See Stage."""
+        self._check_open()
         with self._writer._translated():
             self._size += self._file.write(data)
 
     def publish(self, key: str) -> None:
         """Append what was written to the zip. See Stage."""
+        self._check_open()
         try:
             self._file.seek(0)
             self._writer.append(key, self._size, iter(lambda: self._file.read(_BLOCK), b""))
@@ -191,3 +193,7 @@ class ZipStage:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise UsageError("this stage has been published or discarded")

@@ -7,11 +7,13 @@
     /vision/coco@v1       datasets with slashes lie in folders
     /.vault/              small files about the mount (status_files.py)
 
+A selector may be pinned when the mount is made: it then leads to one version for ever, as for a run that is repeated.
 The journals are looked at when somebody asks, and at most once a second: a version appears within that time.
 Threads: one.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Final
 from zlib import crc32
 
@@ -34,8 +36,14 @@ class Namespace:
     """The mount's own folders as they were a moment ago."""
 
     def __init__(
-        self, repository: Repository, status_names: tuple[str, ...], started_ns: int, waits: Waits | None = None
+        self,
+        repository: Repository,
+        status_names: tuple[str, ...],
+        started_ns: int,
+        waits: Waits | None = None,
+        pins: Mapping[str, int] | None = None,
     ) -> None:
+        self._pins = pins or {}  # "imagenet@latest" -> version number
         self._waits = waits
         self._datasets = repository.datasets
         self._store = repository.store
@@ -125,7 +133,7 @@ class Namespace:
             except VaultError as error:
                 logger.error("dataset %s is not shown: %s", name, error)
                 continue
-            _add_dataset(folders, versions, dataset)
+            _add_dataset(folders, versions, dataset, self._pins)
         # All workers must come to the same time: so it is made of what the journals say, and of the names.
         for folder, nodes in folders.items():
             times = [versions[shown.path][1].time_ns for shown in nodes.values() if shown.path in versions]
@@ -141,7 +149,12 @@ class Namespace:
             raise StoreUnavailable(self._store.url, f"{CONFIG_KEY} is not there") from error
 
 
-def _add_dataset(folders: dict[str, dict[str, Node]], versions: dict[str, tuple[str, Version]], dataset: Dataset) -> None:
+def _add_dataset(
+    folders: dict[str, dict[str, Node]],
+    versions: dict[str, tuple[str, Version]],
+    dataset: Dataset,
+    pins: Mapping[str, int],
+) -> None:
     folder = ""
     for part in dataset.name.split("/")[:-1]:
         path = f"{folder}/{part}" if folder else part
@@ -156,6 +169,8 @@ def _add_dataset(folders: dict[str, dict[str, Node]], versions: dict[str, tuple[
     links = dict(dataset.labels)
     if dataset.versions:
         links[LATEST] = dataset.newest
+    pinned = ((selector.partition("@"), number) for selector, number in pins.items())
+    links |= {selector: number for (name, _, selector), number in pinned if name == dataset.name}
     for selector, number in links.items():
         names[f"{last}@{selector}"] = Node(NodeKind.LINK, f"{dataset.name}@{selector}", f"{last}@v{number}")
 

@@ -8,6 +8,7 @@ the recording for good. Threads: one.
 import errno
 import logging
 import os
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from vault.format.tree import NAME_LENGTH_MAX, Kind
@@ -111,10 +112,11 @@ class Requests:
         waits: Waits,
         *,
         started_ns: int,
+        pins: Mapping[str, int],
     ) -> None:
         self._device = device
         self._nodes = nodes
-        self._namespace = Namespace(repository, NAMES, started_ns, waits)
+        self._namespace = Namespace(repository, NAMES, started_ns, waits, pins)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, nodes, self._owner, waits)
         self._recorder = recorder

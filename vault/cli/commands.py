@@ -45,6 +45,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "compare": Place("vault.cli.cmd_compare:compare", "Show what differs between two runs, and matters."),
         "lineage": Place("vault.cli.cmd_lineage:lineage", "Show where weights or a run came from."),
         "whence": Place("vault.cli.cmd_whence:whence", "Find what made a file, from its bytes alone."),
+        "reproduce": Place("vault.cli.cmd_reproduce:reproduce", "Repeat a run, and say how close it comes."),
         "audit": Place("vault.cli.cmd_audit:audit", "Show which runs opened a dataset, a version or a file."),
         "audit verify": Place("vault.cli.cmd_ledger:verify", "Check all records against the ledger."),
         "export": Place("vault.cli.cmd_export:export", "Write a record in a format of others."),

@@ -19,7 +19,18 @@ from vault.format.chunk_table import Chunk, ChunkTable, decode_chunk_table, enco
 from vault.format.config import Config, decode_config, encode_config
 from vault.format.digest import EMPTY, digest
 from vault.format.journal import DATASET_KINDS, LabelEntry, VersionEntry, decode_entry, encode_entry
+from vault.format.ledger import (
+    Batch,
+    Leaf,
+    LedgerProof,
+    ProvenEntry,
+    decode_batch,
+    decode_proof,
+    encode_batch,
+    encode_proof,
+)
 from vault.format.mapfile import How, MapBuilder, SnapshotMap, check_locations
+from vault.format.note import format_verifier_key, parse_checkpoint, parse_note, parse_verifier_key
 from vault.format.pack import (
     Codec,
     ObjectKind,
@@ -36,6 +47,7 @@ from vault.format.tree_check import check_directory, check_leaf
 from vault.format.tree_encoder import encode_directory
 from vault.format.tree_pages import IndexPage, LeafPage, decode_page
 from vault.ids import Digest
+from vault.ops.ledger import check_proof
 from vault.testing.forgery import LeafRow, Row, index, leaf
 
 TIME = "2026-01-02T03:04:05.000000Z"
@@ -78,6 +90,10 @@ def look_into_map(data: bytes) -> None:
         if entry:
             mapped.directory_of(entry)
     check_locations(memoryview(data))
+
+
+def look_into_proof(data: bytes) -> None:
+    assert all(isinstance(problem, str) for problem in check_proof(decode_proof(data)))
 
 
 def good_map() -> bytes:
@@ -128,6 +144,13 @@ VERSION = VersionEntry(n=1, prev=None, writer="w", time=TIME, version=1, snapsho
 READ_SET = encode_readset([Segment(1, 2, 3), Segment(9, 1, 400)])
 PACKED = [PackedObject(Digest(bytes([n]) * 32), 56 + n, 5, 5, Codec.RAW, ObjectKind.BLOB) for n in range(3)]
 CHUNKS = (Chunk(digest(b"a"), 1), Chunk(digest(b"b"), 1))
+LEAF = Leaf("datasets/d", 1, "0" * 64)
+NOTE = f"origin\n1\n{base64.b64encode(bytes(32)).decode()}\n\n— origin {base64.b64encode(bytes(68)).decode()}\n"
+PROOF = LedgerProof(
+    checkpoint=NOTE,
+    key=format_verifier_key("origin", bytes(32)),
+    entries=(ProvenEntry(journal=LEAF.journal, n=1, digest=LEAF.digest, index=0, proof=("0" * 64,)),),
+)
 LISTING = [
     Entry(b"a", Kind.FILE, 1, digest(b"a")),
     Entry(b"b", Kind.DIRECTORY, 9, digest(b"b"), 2, 3),
@@ -156,6 +179,10 @@ DECODERS = {
         lambda data: decode_readset(base64.b64encode(zstandard.compress(data)).decode(), 1000),
         zstandard.decompress(base64.b64decode(READ_SET)),
     ),
+    "batch of the ledger": Decoder(decode_batch, encode_batch(Batch(1, 0, TIME, (LEAF, Leaf("runs/r/w", 7, "f" * 64))))),
+    "signed checkpoint": Decoder(lambda data: parse_checkpoint(parse_note(data).text), NOTE.encode()),
+    "verifier key": Decoder(lambda data: parse_verifier_key(data.decode("latin-1")), PROOF.key.encode()),
+    "proof of the ledger": Decoder(look_into_proof, encode_proof(PROOF)),
     "vault.json": Decoder(decode_config, encode_config(Config(store="0" * 32, created=TIME))),
 }  # fmt: skip
 
@@ -219,7 +246,7 @@ def test_good_bytes_with_a_piece_more_or_less(name: str, cut: float, insert: byt
     decodes(decoder, decoder.fit(data))
 
 
-@pytest.mark.parametrize("name", ["version", "label", "record", "vault.json"])
+@pytest.mark.parametrize("name", ["version", "label", "record", "proof of the ledger", "vault.json"])
 @SOON
 @given(
     field=st.integers(0, 30),
@@ -240,7 +267,7 @@ def test_documents_with_another_value_in_them(name: str, field: int, value: obje
             decodes(decoder, json.dumps(good | {outer: good[outer] | {inner: value}}).encode() + b"\n")
 
 
-@pytest.mark.parametrize("name", ["version", "record", "vault.json"])
+@pytest.mark.parametrize("name", ["version", "record", "proof of the ledger", "vault.json"])
 @pytest.mark.parametrize(
     "text",
     [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 100_000, b'{"v":1e999,"kind":"version"}', b'{"v":1,"v":2,"kind":"x"}',

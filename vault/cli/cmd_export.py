@@ -7,7 +7,7 @@ from typing import Final
 import click
 
 from vault.cli.commands import examples
-from vault.cli.options import Session, session_options
+from vault.cli.options import Session, complete_run, session_options
 from vault.cli.output import count_text
 from vault.errors import TargetUnwritable, UsageError
 
@@ -29,7 +29,7 @@ _DATASET_FORMATS: Final = ("croissant",)
         "vault export imagenet@v2 --format croissant -o imagenet.croissant.json",
     )
 )
-@click.argument("target")
+@click.argument("target", shell_complete=complete_run)
 @click.option(
     "--format", "form", required=True, type=click.Choice([*_RUN_FORMATS, *_DATASET_FORMATS]), help="Of which kind."
 )

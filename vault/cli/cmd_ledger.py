@@ -4,7 +4,7 @@ import click
 
 from vault.cli.commands import examples
 from vault.cli.exit_codes import FINDINGS, OK
-from vault.cli.options import Session, session_options
+from vault.cli.options import Session, complete_ref, session_options
 from vault.cli.output import count_text, one_line, time_text
 from vault.errors import RefNotFound, SourceUnreadable, TargetUnwritable, UsageError
 
@@ -99,7 +99,7 @@ def show(session: Session, output: str) -> None:
         "vault ledger prove RUN --since kept.checkpoint -o run.proof.json",
     ),
 )
-@click.argument("target")
+@click.argument("target", shell_complete=complete_ref)
 @_since
 @_output
 @session_options

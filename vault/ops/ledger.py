@@ -61,7 +61,7 @@ class Extension:
     """What one call added."""
 
     before: int = 0  # leaves that the ledger had
-    entries: int = 0  # leaves that this call added, or finished for somebody else
+    entries: int = 0  # leaves of the checkpoints that this call has created: no two calls count the same
     journals: int = 0  # that were looked at
     checkpoint: SignedCheckpoint | None = None  # the last one now; None while there is none
     left_out: list[Damaged] = field(default_factory=list)  # journals that no notary can vouch for
@@ -106,17 +106,14 @@ class Ledger:
             Damaged: the ledger itself is, so there is nothing to build on.
             StoreUnavailable: other notaries were always first. A retry may help.
         """
-        public = key.public  # first: where signatures cannot be made, nothing is to be written
+        key.sign(b"")  # where signatures cannot be made, nothing is to be written
         result = Extension()
         for _ in range(ATTEMPTS_MAX):
             state = self._replay(key, result)
             try:
                 self._fold(state, key, result, told)
             except KeyExists:
-                result.entries = 0
                 continue
-            if state.batches:
-                self.files.put_key(public.raw)
             result.checkpoint = state.checkpoint
             return result
         raise StoreUnavailable(LEDGER, f"{ATTEMPTS_MAX} attempts to add a batch met those of other notaries")
@@ -191,7 +188,10 @@ class Ledger:
     def _replay(self, key: PrivateKey, result: Extension) -> _Replayed:
         """Read the ledger up to now; finish the last batch if its notary did not come to sign it."""
         state = _Replayed(TreeBuilder(), {})
-        signed, batches = self.files.last_checkpoint(), self.files.last_batch()
+        # Batches first: whoever makes one has seen the checkpoint of the one before, so that is there now.
+        batches, signed = self.files.last_batch(), self.files.last_checkpoint()
+        if signed > batches:  # others went on meanwhile
+            batches = min(self.files.last_batch(), signed)
         if signed > batches:
             raise Damaged(f"{LEDGER}batches", f"checkpoint {signed} exists, but the batches end with {batches}")
         if batches > signed + 1:
@@ -212,8 +212,7 @@ class Ledger:
             for leaf in pending.leaves:
                 self._check_leaf(leaf)
                 _take(state, leaf)
-            self._sign(state, pending, key)
-            result.entries += len(pending.leaves)
+            result.entries += self._sign(state, pending, key)
         return state
 
     def _fold(self, state: _Replayed, key: PrivateKey, result: Extension, told: Told) -> None:
@@ -252,29 +251,35 @@ class Ledger:
         self.files.put_batch(batch)
         for leaf in batch.leaves:
             _take(state, leaf)
-        self._sign(state, batch, key)
-        result.entries += len(pending)
+        result.entries += self._sign(state, batch, key)
         pending.clear()
         told(result.entries)
 
-    def _sign(self, state: _Replayed, batch: Batch, key: PrivateKey) -> None:
-        """Write the tiles of a batch, then its checkpoint: who sees a checkpoint finds all that it stands on."""
+    def _sign(self, state: _Replayed, batch: Batch, key: PrivateKey) -> int:
+        """Write the tiles of a batch, then its checkpoint: who sees a checkpoint finds all that it stands on.
+
+        Returns how many leaves are signed by that: none if another notary was first.
+        """
         for leaf in batch.leaves:
             for name, tile in state.tree.append(leaf.encode()):
                 self.files.put_same(f"{LEDGER}{name}", tile)
         for name, tile in state.tree.partial_tiles():
             self.files.put_same(f"{LEDGER}{name}", tile)
+        self.files.put_key(key.public.raw)
         tree = Checkpoint(self.files.origin, state.tree.size, state.tree.root())
         text = format_checkpoint(tree)
         signature = NoteSignature(tree.origin, key_id(tree.origin, key.public.raw), key.sign(text.encode()))
         data = format_note(Note(text, (signature,)))
+        signed = len(batch.leaves)
         try:
             self._store.put(checkpoint_key(batch.number), data)
         except KeyExists:  # another notary has finished this batch: its signature is as good
             if self.files.checkpoint(batch.number).checkpoint != tree:
                 raise Damaged(checkpoint_key(batch.number), "it is not the tree of its batches") from None
+            signed = 0
         state.batches = batch.number
         state.checkpoint = self.files.checkpoint(batch.number)
+        return signed
 
     def _check_leaf(self, leaf: Leaf) -> None:
         """Refuse to sign what somebody else put into a batch, unless it is so."""

@@ -70,10 +70,12 @@ class Capturers:
     def notice(self, registration: Registration) -> None:
         """A process was found to be of a run: look at it if nobody has looked at this attempt yet."""
         reader = registration.reader
-        if reader is None:
-            return
         run = RunId(registration.run)
         key = (registration.pid, registration.ticks)
+        if reader is None:  # it stands above those that read, and keeps the attempt alive
+            if run in self._known:
+                self._known[run].processes.add(key)
+            return
         rank = _TELLING[reader.process_class]
         known = self._known.get(run)
         if known is None and self._was_captured_before(run):
@@ -169,7 +171,7 @@ class Capturers:
         try:
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             if os.getppid() == parent:
-                signal.set_wakeup_fd(-1)
+                os.nice(10)  # the run goes first
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the shipper says when it is enough
                 self._work(pending, target)
                 status = 0
@@ -186,7 +188,6 @@ class Capturers:
         held = hold(f"{pending.folder}/{HELD}")
         if target is not None:
             self._look(pending, target)
-        os.nice(5)
         pending.set_ready(freeze_staged(self._open_repository(), pending.folder))
         os.close(held)
 

@@ -1,9 +1,11 @@
 """Which starts of a run belong together."""
 
-from vault.format.records import Start
+import msgspec
+
+from vault.format.records import CodeTree, Environment, Start
 from vault.ids import RunId
 from vault.ops.attempts import attempts_of
-from vault.repo.run_model import RANK, Attempt, Run
+from vault.repo.run_model import RANK, Attempt, Capture, Run
 
 
 def seen(writer: str, began: str, ended: str | None, *, launch: bool = False, rank: str = "", host: str = "a") -> Attempt:
@@ -51,3 +53,21 @@ def test_hosts_and_mounts_are_counted_each_for_themselves():
 
 def test_times_that_are_none_break_nothing():
     assert writers(seen("m", "99:99:99", None)) == [["m"]]
+
+
+def test_the_first_of_the_most_telling_captures_is_what_an_attempt_began_with():
+    def capture(second: int, snapshot: str, libraries: int) -> Capture:
+        code = CodeTree(root="/net", snapshot=snapshot * 64, files=1, bytes=1)
+        environment = Environment(snapshot="e" * 64, libraries=libraries)
+        return Capture(captured=f"2026-01-02T10:00:{second:02}Z", code=(code,), environment=environment)
+
+    launch = msgspec.structs.replace(seen("l", "10:00:00", "10:09:00", launch=True), capture=capture(1, "1", 0))
+    mount = msgspec.structs.replace(
+        seen("m", "10:00:00", "10:09:00"), capture=capture(3, "1", 9), later=(capture(5, "2", 9), capture(7, "2", 10))
+    )
+    [attempt] = attempts_of(Run(run=RunId("r"), history=(launch, mount)))
+    assert attempt.capture is not None
+    assert (attempt.capture.captured, [late.captured for late in attempt.later]) == (
+        "2026-01-02T10:00:03Z",
+        ["2026-01-02T10:00:05Z"],
+    )

@@ -124,3 +124,10 @@ def test_programs_that_opened_files_are_kept_once_and_bounded():
     assert run.programs == (("cat", "x"), ("cat", "y"), ("cat", "z"))
     many = made_of(("m", joined(1, 1, *map(str, range(40)))))
     assert len(many.programs) == 16
+
+
+def test_an_attempt_keeps_what_it_began_with_and_what_was_found_later():
+    journal = [record(1, 1, start=start("a", 1)), *(capture(n, n, digit) for n, digit in enumerate("11223", 2))]
+    [attempt] = made_of(*(("m", entry) for entry in journal)).history
+    assert attempt.capture.code[0].snapshot[0] == "1"
+    assert [later.code[0].snapshot[0] for later in attempt.later] == ["2", "3"]

@@ -84,6 +84,8 @@ def _attempt_lines(out: "Output", attempt: "HostAttempt") -> Iterator[str]:
         yield "    code, packages and machine: not captured"
     else:
         yield from _capture_lines(capture)
+    for later in attempt.later:
+        yield f"    other code was there at {time_text(later.captured)}  {one_line(_tree_text(later.code[0]))}"
     tail = attempt.output_tail.rstrip("\n").split("\n")[-_TAIL_LINES_SHOWN:]
     if any(tail):
         yield "    the last that it printed:"

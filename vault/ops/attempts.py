@@ -65,9 +65,23 @@ class HostAttempt:
 
     @property
     def capture(self) -> Capture | None:
-        """Its code, environment and machine: of all captures the one that says most."""
-        captures = [part.capture for part in self.parts if part.capture is not None]
-        return max(captures, key=_how_much, default=None)
+        """Its code, environment and machine: of all captures the first of those that say most."""
+        return max(self._captures(), key=_how_much, default=None)
+
+    @property
+    def later(self) -> tuple[Capture, ...]:
+        """Captures after that one which found other code: it was changed while the attempt went on, or seen to be."""
+        chosen = self.capture
+        if chosen is None or not chosen.code:
+            return ()
+        first = chosen.code[0]
+        after = [c for c in self._captures() if c.captured > chosen.captured and c.code and c.code[0].root == first.root]
+        different = {c.code[0].snapshot: c for c in reversed(after) if c.code[0].snapshot != first.snapshot}
+        return tuple(sorted(different.values(), key=lambda capture: capture.captured))
+
+    def _captures(self) -> list[Capture]:
+        captures = [c for part in self.parts for c in (part.capture, *part.later) if c is not None]
+        return sorted(captures, key=lambda capture: capture.captured)
 
     def __str__(self) -> str:
         return f"{self.run}#{self.number}@{self.host}"
@@ -97,10 +111,10 @@ def unseen_of(run: Run) -> list[str]:
     return list(gaps)
 
 
-def _how_much(capture: Capture) -> tuple[bool, bool, int]:
+def _how_much(capture: Capture) -> tuple[bool, bool, bool]:
     """Order captures: one that was made before the program ran has no loaded libraries."""
     environment = capture.environment
-    return bool(capture.code), environment is not None, environment.libraries if environment is not None else 0
+    return bool(capture.code), environment is not None, environment is not None and environment.libraries > 0
 
 
 def _order(part: Attempt) -> tuple[int, bool]:

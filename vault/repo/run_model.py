@@ -32,6 +32,7 @@ ENTRIES_TOTAL_MAX: Final = 1 << 32
 NAMES_MAX: Final = 64  # users, hosts, gaps ... of one run that are kept
 PROGRAMS_MAX: Final = 16
 ATTEMPTS_MAX: Final = 4096  # of one run, over all hosts
+LATER_MAX: Final = 16  # captures of one attempt after its first
 PARAMS_MAX: Final = 1024
 METRICS_MAX: Final = 1024  # different names
 OUTPUTS_MAX: Final = 65536
@@ -71,7 +72,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     exit_status: int | None = None
     signal: str = ""
     output_tail: str = ""
-    capture: Capture | None = None
+    capture: Capture | None = None  # the first: what it began with
+    later: tuple[Capture, ...] = ()  # those that found other code or another environment while it went on
 
 
 class MetricSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -210,8 +212,18 @@ def _add_capture(run: Run, writer: str, entry: CaptureEntry) -> Run:
         variables=entry.variables,
         gaps=entry.gaps,
     )
-    run = _change_last(run, writer, capture=capture)
+    attempt = next((known for known in reversed(run.history) if known.writer == writer), None)
+    if attempt is None or attempt.capture is None or not attempt.capture.code:
+        run = _change_last(run, writer, capture=capture)
+    elif capture.code and not _same_inputs(capture, attempt.later[-1] if attempt.later else attempt.capture):
+        run = _change_last(run, writer, later=(*attempt.later, capture)[:LATER_MAX])
     return msgspec.structs.replace(run, gaps=_with(run.gaps, *entry.gaps))
+
+
+def _same_inputs(one: Capture, other: Capture) -> bool:
+    """Whether two captures have equal code and environment."""
+    code = [[tree.snapshot for tree in capture.code] for capture in (one, other)]
+    return code[0] == code[1] and one.environment == other.environment
 
 
 def _add_report(run: Run, writer: str, entry: ReportEntry) -> Run:

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
 LINE_LENGTH_MAX = 124
-OTHER_VARIABLES = {"VAULTFS_RUN", "VAULTFS_ATTEMPT"}  # read in the processes that open files
+OTHER_VARIABLES = {"VAULTFS_RUN", "VAULTFS_ATTEMPT", "VAULTFS_CAPTURE"}  # read in the processes that open files
 
 
 def ids(path: Path) -> str:
@@ -295,6 +295,7 @@ SAME = {  # what documents show -> what a machine may show instead
     r"\d{4}-\d\d-\d\d \d\d:\d\d(?: to \d\d:\d\d)?": r"\d{4}-\d\d-\d\d \d\d:\d\d(?: to \d\d:\d\d)?",
     r"[\d.]+ k?B stored": r"[\d.]+ k?B stored",  # depends on the version of zstd
     r"all [\d.]+ kB read": r"all [\d.]+ kB read",
+    r"\d+ packs": r"\d+ packs",  # captures of runs have some of their own, when they are done
     r"\bana\b": re.escape(getpass.getuser()),
 }
 OF_THESE_DOCUMENTS = {  # the README commits them, and they change all the time

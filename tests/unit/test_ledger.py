@@ -293,6 +293,22 @@ def test_proofs_hold_without_the_store(repository) -> None:
     assert list(check_proof(again, store_id="1" * 32)) == [f"it is a proof of vaultfs/{'0' * 32}, another store"]
 
 
+def test_several_entries_of_one_journal_are_proven(repository) -> None:
+    ledger = Ledger(repository)
+    ledger.extend(KEY)
+    journal = "datasets/digits"
+    proof = ledger.prove([(journal, 1), (journal, 3), (journal, None), (journal, 1)])
+    assert [(entry.journal, entry.n) for entry in proof.entries] == [(journal, 1), (journal, 3)]
+
+
+def test_a_tile_that_is_in_the_way_is_named_and_nothing_is_signed(repository, store, monkeypatch) -> None:
+    monkeypatch.setattr(ledger_module, "BATCH_LEAVES_MAX", 4)
+    store.put("ledger/tile/0/000.p/4", b"something else")
+    with pytest.raises(Damaged, match=r"tile/0/000\.p/4"):
+        Ledger(repository).extend(KEY)
+    assert list(store.list("ledger/checkpoints/")) == []
+
+
 def test_a_proof_that_was_changed_proves_nothing(repository) -> None:
     ledger = Ledger(repository)
     kept = ledger.extend(KEY).checkpoint

@@ -89,7 +89,7 @@ class LedgerVerification:
         tree = TreeBuilder()
         yield from self._replay(tree)
         if self._since is not None and self._since.checkpoint.size > tree.size:
-            reason = f"the checkpoint that was kept has {self._since.checkpoint.size:,} entries, the ledger {tree.size:,}"
+            reason = f"it has {tree.size:,} of the {self._since.checkpoint.size:,} entries of the checkpoint that was kept"
             yield LedgerProblem(LEDGER, f"{reason}: its end was cut off")
         yield from self._removed()
         yield from self._check_journals()

@@ -131,14 +131,14 @@ class Ledger:
             Damaged: the ledger is.
         """
         signed = self.latest()
-        asked = dict(wanted)
-        found: dict[str, tuple[int, Leaf]] = {}
+        found: dict[tuple[str, int | None], tuple[int, Leaf]] = dict.fromkeys(wanted, (-1, Leaf("", 0, "")))
         for index, leaf in self._leaves(signed.number if signed else 0):
-            if leaf.journal in asked and asked[leaf.journal] in (None, leaf.n):
-                found[leaf.journal] = (index, leaf)
-        missing = [name for name in asked if name not in found]
+            for asked in ((leaf.journal, leaf.n), (leaf.journal, None)):
+                if asked in found:
+                    found[asked] = (index, leaf)
+        missing = [journal for (journal, _), (index, _) in found.items() if index < 0]
         if signed is None or missing:
-            raise RefNotFound(", ".join(missing or asked), LEDGER_ENTRY)
+            raise RefNotFound(", ".join(missing), LEDGER_ENTRY)
         tree = signed.checkpoint
         read = self.files.subtrees(tree.size)
         if range_hash(0, tree.size, read) != tree.root:
@@ -154,7 +154,7 @@ class Ledger:
                     index=index,
                     proof=tuple(h.hex() for h in inclusion_proof(index, tree.size, read)),
                 )
-                for index, leaf in sorted(found.values(), key=lambda pair: pair[0])
+                for index, leaf in sorted(set(found.values()), key=lambda pair: pair[0])
             ),
             consistency=None if since is None else self._consistency(since.checkpoint, tree, signed.number),
         )
@@ -219,20 +219,24 @@ class Ledger:
         """Add batches until nothing is new. Raises KeyExists if another notary was first."""
         result.left_out = []
         pending: list[Leaf] = []
+        for leaf in self._news(state, result):
+            pending.append(leaf)
+            if len(pending) == BATCH_LEAVES_MAX:
+                self._add(state, pending, key, result, told)
+        if pending:
+            self._add(state, pending, key, result, told)
+
+    def _news(self, state: _Replayed, result: Extension) -> Iterator[Leaf]:
+        """Yield the new entries of all journals. Those that are damaged are noted, and left out from there on."""
         last = all_journals(self._store)
         result.journals = len(last)
         for journal in sorted(state.heads.keys() - last.keys()):
             result.left_out.append(Damaged(journal, "all its entries are gone, which the ledger has"))
         for journal, end in last.items():
             try:
-                for leaf in self._new_leaves(journal, state.heads.get(journal, START), end):
-                    pending.append(leaf)
-                    if len(pending) == BATCH_LEAVES_MAX:
-                        self._add(state, pending, key, result, told)
+                yield from self._new_leaves(journal, state.heads.get(journal, START), end)
             except (IntegrityError, UnsupportedVersion) as error:
                 result.left_out.append(error if isinstance(error, Damaged) else Damaged(journal, str(error)))
-        if pending:
-            self._add(state, pending, key, result, told)
 
     def _new_leaves(self, journal: str, head: Position, end: int) -> Iterator[Leaf]:
         """Yield the entries of a journal behind its head, their chain verified."""
@@ -288,7 +292,8 @@ class Ledger:
         except KeyNotFound:
             found = ""
         if found != leaf.digest:
-            raise Damaged(leaf.key, "it is not what the last batch of the ledger says, which nobody has signed")
+            reason = "it is not what the last batch of the ledger says, which nobody has signed"
+            raise Damaged(leaf.key, f"{reason}: restore it, or remove that batch once no notary is at work")
 
 
 def signature_by(note: Note, name: str, key: PublicKey) -> bool | None:

@@ -1,6 +1,7 @@
 """Keys in files: made, read, refused; signatures as RFC 8032 says."""
 
 import os
+import sys
 
 import pytest
 
@@ -80,3 +81,10 @@ def test_the_wrong_half_of_a_pair_is_named(tmp_path) -> None:
         load_private_key(path + ".missing")
     with pytest.raises(SourceUnreadable):
         load_public_key(str(tmp_path))
+
+
+def test_without_the_package_it_is_said_what_to_install(monkeypatch) -> None:
+    key = new_key()
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
+    with pytest.raises(UsageError, match=r"pip install 'vaultfs\[sign\]'"):
+        key.sign(b"text")

@@ -2,6 +2,9 @@
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +15,8 @@ from vault.testing.runs import record_run
 from vault.testing.trees import Tree, noise, read_tree
 
 LARGE = noise(9 << 20)
-DATA: Tree = {
-    b"train": {b"%02d" % number: noise(9000, seed=number) for number in range(10)},
-    b"large": LARGE,
-    b"empty": b"",
-}
+TRAIN: Tree = {b"%02d" % number: noise(9000, seed=number) for number in range(10)}
+DATA: Tree = {b"train": TRAIN, b"large": LARGE, b"empty": b""}
 
 
 @pytest.fixture
@@ -64,3 +64,40 @@ def test_a_broken_one_is_not_mounted(shop: Site, engine: str, tmp_path: Path) ->
     (tmp_path / "mnt").mkdir()
     done = shop.vault("mount", str(tmp_path / "mnt"), "--engine", engine, "--bundle", str(path), status=5)
     assert "cut off" in done.stderr
+
+
+TRAIN_PY = """
+import hashlib, sys
+folder, out = sys.argv[1:]
+content = b"".join(open(f"{folder}/train/{name}", "rb").read() for name in ("03", "07"))
+with open(out, "wb") as file:
+    file.write(hashlib.sha256(content).digest() * 1000)
+print("trained")
+"""
+
+
+def test_it_is_repeated_with_nothing_else_at_hand(engine: str, tmp_path: Path) -> None:
+    """Code, data and outputs from a bundle without names, in an empty cache, the store being gone."""
+    site = Site.make(str(tmp_path))
+    site.commit(Place(str(tmp_path)).write({b"train": TRAIN}), "digits")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "train.py").write_text(TRAIN_PY)
+    program = (sys.executable, "train.py", str(tmp_path / "mnt" / "digits@v1"), str(tmp_path / "code" / "weights"))
+    with mounted(site, str(tmp_path / "mnt"), engine=engine):
+        run = [*site.command("run", "--name", "train-1", "--out", "weights=weights", "--param", "lr=0.1", "--"), *program]
+        subprocess.run(run, cwd=tmp_path / "code", env=site.environment(), check=True, capture_output=True)
+    path = str(tmp_path / "run.vault")
+    [ran] = [name for name in site.runs() if name.startswith("train-1")]
+    parts = [record for record in site.json("bundle", ran, "-o", path, "--only-opened", "--yes") if "files_held" in record]
+    assert {part["role"] for part in parts} == {"input", "output", "code", "environment"}
+    assert [(part["files_held"], part["files"]) for part in parts if part["role"] == "input"] == [(2, 10)]
+    site.vault("bundle", "verify", path)
+    for folder in ("store", "cache", "code", "source"):
+        shutil.rmtree(tmp_path / folder)
+    mine = Site.make(str(tmp_path / "mine")).with_variables(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    done = mine.json("reproduce", "--bundle", path)
+    verdict = next(record for record in done if record["type"] == "verdict")
+    assert (verdict["of"], verdict["level"], verdict["exit_status"]) == (ran, "L0", 0)
+    assert list(mine.runs()) == [verdict["run"]], "it is on record in the store of whoever repeats it"
+    checked = mine.json("reproduce", "--bundle", path, "--check-only")[-1]
+    assert checked["levels"] == {"could work": 1}

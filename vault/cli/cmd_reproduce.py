@@ -10,9 +10,11 @@ from vault.errors import UsageError, VaultError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vault.api import Vault
     from vault.ops.audit import Audit
     from vault.ops.preflight import Preflight
     from vault.ops.reproduce import Options, Repetition
+    from vault.repo.repository import Repository
 
 _GOOD = ("L0", "L1", "L2", "L3")
 _MEANING = {
@@ -31,6 +33,7 @@ _MEANING = {
         "vault reproduce baseline-7",
         "vault reproduce baseline-7 --tolerance ulp=4",
         "vault reproduce baseline-7 --repeat 5 --keep /scratch/again",
+        "vault reproduce --bundle run.vault",
         "vault reproduce --user ada --check-only --json",
     )
 )
@@ -55,6 +58,7 @@ _MEANING = {
 @click.option(
     "--user", default="", metavar="USER", help="Instead of RUN: all runs of this user that trained or made something."
 )
+@click.option("--bundle", metavar="FILE", default="", help="Repeat the run of a bundle; --store takes the record.")
 @session_options
 def reproduce(
     session: Session,
@@ -66,6 +70,7 @@ def reproduce(
     keep: str,
     environment: str,
     user: str,
+    bundle: str,
 ) -> int:
     """Repeat RUN with its code, data and variables under the same paths, and say how close it comes.
 
@@ -82,14 +87,19 @@ def reproduce(
     from vault.ops.reproduce import Options
     from vault.ops.tensor_errors import parse_tolerance
 
-    if bool(run) == bool(user):
-        raise UsageError("give either a RUN or --user USER")
+    if bundle and user:
+        raise UsageError("a bundle has one run: leave out --user")
+    if bool(run) == bool(user) and not bundle:
+        raise UsageError("give either a RUN, or --user USER, or --bundle FILE")
     if user and (keep or attempt is not None):
         raise UsageError("--keep and --attempt go with one RUN")
-    options = Options(parse_tolerance(tolerance), repeat, keep, environment == "rebuild")
-    vault, out = session.open(), session.out
+    vault, out = _open_bundle(session, bundle) if bundle else session.open(), session.out
+    records = _records(session) if bundle and not check_only else None
+    options = Options(parse_tolerance(tolerance), repeat, keep, environment == "rebuild", records)
     audit = vault.open_audit()
-    if not user:
+    if bundle and not run:
+        names = [found.run for found in vault.runs()]
+    elif not user:
         names = [audit.run(run).run]
     else:
         names = [
@@ -115,6 +125,28 @@ def reproduce(
         f"{count_text(len(names), 'run')}: {text}" if user else None,
     )
     return OK if all(level in (*_GOOD, "could work") for level in levels) else FINDINGS
+
+
+def _open_bundle(session: Session, path: str) -> "Vault":
+    from vault.api import Vault
+    from vault.repo.repository import Repository
+    from vault.stores.zipfile import ZipStore
+
+    return Vault(Repository.open(ZipStore(path), session.cache_dir))
+
+
+def _records(session: Session) -> "Repository":
+    """Return where the repetition of a bundle's run goes on record: the store that is named, or one that goes away."""
+    import tempfile
+
+    from vault.repo.repository import Repository
+    from vault.stores.registry import open_store
+
+    if session.store:
+        return session.open().repository
+    session.out.note("no store is named, so the repetition is on record nowhere: --store names one")
+    folder = click.get_current_context().with_resource(tempfile.TemporaryDirectory(prefix="vault-reproduce-"))
+    return Repository.init(open_store(f"{folder}/store"), f"{folder}/cache")
 
 
 def _one(audit: "Audit", name: str, number: int | None, options: "Options", check_only: bool, out: Output) -> str:

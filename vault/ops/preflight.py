@@ -25,6 +25,7 @@ from vault.repo.trees import TreeReader
 from vault.view import open_view
 
 LISTED: Final = 20  # packages or libraries that are named one by one
+_PYTHON: Final = re.compile(r"python(?:\d+(?:\.\d+)?)?\Z")
 _RUNTIME: Final = re.compile(r"(?i)lib(?:cudart|cublas|cudnn|nccl|cuda|amdhip64|rccl)\b")
 _PLACE: Final = re.compile(
     r"(?:SLURM|TORCHELASTIC|OMPI|PMI|PMIX|FLUX|PALS|MASTER)_\w+\Z|(?:LOCAL_|GROUP_|ROLE_)?WORLD_SIZE\Z|VIRTUAL_ENV\Z|CONDA_"
@@ -115,8 +116,9 @@ def find_executable(attempt: HostAttempt) -> str:
     elif first and environment is not None and environment.prefix:
         candidates.append(os.path.join(environment.prefix, "bin", first))
     candidates.append(start.executable.removesuffix(" (deleted)"))
-    if first and "/" not in first:
-        candidates.append(shutil.which(first) or "")
+    name = os.path.basename(first)
+    if first and ("/" not in first or _PYTHON.match(name)):
+        candidates.append(shutil.which(name) or "")  # another place of the same program: its packages are looked at
     usable = (path for path in candidates if path and os.path.isfile(path) and os.access(path, os.X_OK))
     found = next(usable, "")
     return found or (first if "/" in first and _in_code(attempt, os.path.join(start.cwd, first)) else "")

@@ -64,6 +64,7 @@ class Options:
     repeat: int = 1
     keep: str = ""  # a folder that stays; "": a temporary one
     rebuild: bool = False
+    records: Repository | None = None  # where the repetition goes on record; None: the store of the run
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ class _Session:
     def __init__(self, audit: Audit, flight: Preflight, options: Options, root: str, executable: str) -> None:
         self._audit = audit
         self._repository = audit.repository
+        self._records = options.records or audit.repository
         self._flight = flight
         self._attempt: HostAttempt = flight.attempt
         self._start = flight.attempt.parts[0].start
@@ -214,7 +216,7 @@ class _Session:
         flight = self._flight
         self._lay_out(originals)
         private = Repository.init(open_store(self._place.folder("store")), self._place.folder("cache"))
-        writer = RunWriter(self._repository.store, self.run_id)
+        writer = RunWriter(self._records.store, self.run_id)
         start = start_of(None, "vault reproduce", tuple(self._attempt.command), self._executable)
         start = msgspec.structs.replace(
             start, cwd=self._start.cwd, gaps=(), details={**start.details, "repeats": flight.run.run}
@@ -349,14 +351,19 @@ class _Session:
                 executable=self._executable,
                 environment=self._environment(),
             )
-            found = capture(self._repository, subject)
+            found = capture(self._records, subject)
         if self._attempt.capture is not None:
             found["code"] = self._attempt.capture.code
         writer.capture(**found)
 
+    def _is_elsewhere(self, word: str) -> bool:
+        """Say whether the program that is run lies elsewhere than where the command says."""
+        path = os.path.join(self._start.cwd, word)
+        return self._executable != word and not os.path.lexists(path) and self._place.covers(path) is None
+
     def _carry_out(self) -> Finish:
         words = list(self._attempt.command)
-        if "/" not in words[0] or self._options.rebuild:
+        if "/" not in words[0] or self._options.rebuild or self._is_elsewhere(words[0]):
             words[0] = self._executable  # a Python finds its packages by that
         plan = Plan(
             words=tuple(words),
@@ -419,6 +426,8 @@ class _Session:
 
     def _other_reads(self) -> list[str]:
         """Return where the data that was read differs from what the original read."""
+        if self._records is not self._repository:
+            return []  # data of a bundle, whose mounts record nothing
         before = {used.ref: used for used in self._flight.run.inputs}
         try:
             after = {used.ref: used for used in Runs(self._repository.store).load(self.run_id)[0].inputs}

@@ -24,7 +24,7 @@ from typing import Final, SupportsFloat
 from vault.capture.this_process import identify_this_process
 from vault.clock import format_time, now_ns
 from vault.errors import CacheUnusable, FormatError, NotARepository, StoreError
-from vault.format.records import Finish, Metric, Output
+from vault.format.records import Metric, Output
 from vault.ids import check_label, check_name
 from vault.ops.commit import CommitResult, commit
 from vault.ops.outputs import step_in
@@ -60,7 +60,7 @@ class LiveRun:
         self._open = partial(Repository.open, opened, self._cache_root)
         self._message = message
         self._committing = threading.Lock()
-        self._closed = self._launches = False
+        self._closed = False
         self._pid = os.getpid()
         store_id = remembered_store(self._cache_root, self._url)
         spool_root = os.path.join(self._cache_root, store_id, "spool") if store_id else ""
@@ -190,8 +190,8 @@ class LiveRun:
         if exit_status is None and getattr(sys, "last_value", None) is not None:
             exit_status = 1  # the program ends with a traceback
         if self._reporter is not None:
-            finish = Finish(ended=format_time(now_ns()), exit_status=exit_status) if self._launches else None
-            self._reporter.close(finish)
+            self._reporter.finish(exit_status=exit_status)
+            self._reporter.close()
         _forget(self)
 
     # How it begins.
@@ -206,7 +206,6 @@ class LiveRun:
             self._reporter.say(params=params)
             self._reporter.start_flushing()
             return
-        self._launches = True
         process = identity.tree[0] if identity else None
         command = process.command if process else tuple(sys.orig_argv)
         executable = (process.executable if process else "") or sys.executable
@@ -233,7 +232,7 @@ class LiveRun:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._committing = threading.Lock()
-            self._closed = self._launches = False
+            self._closed = False
             self._reporter = self._new_reporter()
             if self._reporter is not None:
                 self._reporter.start_flushing()

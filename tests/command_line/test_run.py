@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vault.ids import RunId
+from vault.ops.attempts import attempts_of
 from vault.repo.report_box import boxes_folder
 from vault.repo.repository import Repository
 from vault.repo.run_model import Attempt, Run
@@ -236,10 +237,25 @@ def test_two_ranks_are_one_run_and_the_first_commits(site, tmp_path):
     assert [process.communicate() and process.returncode for process in started] == [0, 0]
     run = load(site, "slurm-4711")
     assert len(run.history) == 2 and run.attempts == 1 and len({attempt.writer for attempt in run.history}) == 2
+    assert [len(attempt.parts) for attempt in attempts_of(run)] == [2]
     assert {output.dataset for output in run.outputs} == {"weights"}
 
 
 # Outputs.
+
+
+def test_started_again_under_its_name_it_is_another_attempt(site):
+    for status in (9, 0):
+        site.vault("run", "--name", "r1", "--", "sh", "-c", f"exit {status}", status=status)
+    run = load(site, "r1")
+    assert run.attempts == 2 and [attempt.exit_status for attempt in run.history] == [9, 0]
+
+
+def test_one_inside_of_another_adds_to_the_same_attempt(site):
+    inner = " ".join(site.command("run", "-q", "--param", "b=2", "--", "true"))
+    site.vault("run", "--name", "r1", "--param", "a=1", "--", "sh", "-c", inner)
+    run, _ = only_run(site)  # one attempt in one journal
+    assert run.params == {"a": "1", "b": "2"}
 
 
 def test_checkpoints_are_committed_as_they_are_finished(site, tmp_path):
@@ -249,8 +265,9 @@ def test_checkpoints_are_committed_as_they_are_finished(site, tmp_path):
         import os, sys, time
         os.chdir(sys.argv[1])
         def wait(name):
-            while not os.path.exists(name):
-                time.sleep(0.05)
+            for _ in range(600):
+                if not os.path.exists(name):
+                    time.sleep(0.05)
         with open("step_100.pt.tmp", "w") as file:
             file.write("a" * 100)
         os.rename("step_100.pt.tmp", "step_100.pt")
@@ -282,7 +299,7 @@ def test_checkpoints_are_committed_as_they_are_finished(site, tmp_path):
         assert "step-200" not in labels(), "it is open"
         (tmp_path / "first").touch()
         wait_for("the third", lambda: "step-200" in labels())
-        assert len(load(site, "r1").outputs) == 3
+        wait_for("reports of all three", lambda: len(load(site, "r1").outputs) == 3)
         (tmp_path / "second").touch()
         assert process.wait() == 0
     vault_ls = site.vault("ls", "-R", "ckpts@latest").stdout.split()

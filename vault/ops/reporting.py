@@ -24,11 +24,16 @@ from vault.ids import RunId
 from vault.repo import liveness
 from vault.repo.report_box import ReportBox, Said, boxes_left, noted_in_boxes, remember_store
 from vault.repo.repository import Repository
+from vault.repo.run_model import RANK
 from vault.stores.base import Store
 
 FLUSH_EVERY_S: Final = 5.0
 RETRY_EVERY_S: Final = 30.0
 TEXT_LENGTH: Final = 1024  # characters of a short text in an entry
+_RANKS: Final = (
+    *("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK"),
+    "JOB_COMPLETION_INDEX",
+)
 _LAUNCHED: Final = "launched"
 _FINISHED: Final = "finished"
 
@@ -79,7 +84,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed = self._launched = False
 
     @property
     def writer(self) -> str:
@@ -102,10 +107,13 @@ class Reporter:
     def launch(self, start: Start, *, params: Mapping[str, str]) -> None:
         """Say that an attempt begins. Raises FormatError for parameters that no entry can hold, CacheUnusable."""
         self._box.say(Said(launch=start, params=dict(params)))
+        self._launched = True
         self.lives_in(os.getpid())
 
     def lives_in(self, pid: int) -> None:
         """Note the process that the attempt lives in, for the case that this one is killed."""
+        if not self._launched:
+            return
         launched = _Launched(pid=pid, ticks=liveness.start_ticks(pid) or 0, boot=liveness.boot_id())
         with contextlib.suppress(OSError):
             self._box.note(_LAUNCHED, msgspec.json.encode(launched))
@@ -166,18 +174,24 @@ class Reporter:
         self._thread = threading.Thread(target=self._keep_flushing, args=(first,), name="vault-reports", daemon=True)
         self._thread.start()
 
-    def close(self, finish: Finish | None = None) -> bool:
-        """Say how it ended, and send the rest. Returns whether the store has all; if not, the next command delivers it."""
+    def finish(self, *, exit_status: int | None = None, signal: str = "", output_tail: str = "") -> None:
+        """Say how the attempt ended that `launch` began; without one, nothing."""
+        if self._launched:
+            self._launched = False
+            finish = Finish(ended=format_time(now_ns()), exit_status=exit_status, signal=signal, output_tail=output_tail)
+            self._say(Said(finish=finish))
+            with contextlib.suppress(OSError):
+                self._box.note(_FINISHED)
+
+    def close(self) -> bool:
+        """End the attempt if nobody has, and send the rest. Returns whether the store has all of it."""
         if self._closed:
             return True
         self._closed = True
         self._wake.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=RETRY_EVERY_S)
-        if finish is not None:
-            self._say(Said(finish=finish))
-            with contextlib.suppress(OSError):
-                self._box.note(_FINISHED)
+        self.finish()
         is_sent = self.flush(now=True)
         self._box.let_go(remove=is_sent)
         if not is_sent:
@@ -258,6 +272,8 @@ def start_of(
     except KeyError:
         user = ""
     details = dict(run_identity.details) if run_identity else {}
+    if rank := rank_of(os.environ):
+        details[RANK] = text_of(rank)
     if message:
         details["message"] = text_of(message)
     try:
@@ -281,6 +297,11 @@ def start_of(
         disagreement=run_identity.disagreement if run_identity and how != RUN_VARIABLE else "",
         gaps=run_identity.gaps if run_identity else ("nothing to be seen of this process in /proc",),
     )
+
+
+def rank_of(environment: Mapping[str, str]) -> str:
+    """Return which of several processes this is that were started together; "" if it is alone."""
+    return next((environment[name] for name in _RANKS if environment.get(name)), "")
 
 
 def params_of(pairs: Mapping[str, object]) -> dict[str, str]:

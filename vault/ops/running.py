@@ -20,11 +20,11 @@ from vault.capture.process_tree import script_name
 from vault.capture.this_process import identify_this_process, is_named
 from vault.clock import format_time, now_ns
 from vault.errors import VaultError
-from vault.format.records import Finish, Output
+from vault.format.records import Output
 from vault.ids import RunId
 from vault.ops.child import WAITED_FOR, Child, Ended
 from vault.ops.outputs import OutputSpec, OutputWatch
-from vault.ops.reporting import Reporter, deliver_left, start_of
+from vault.ops.reporting import Reporter, deliver_left, is_launched, rank_of, start_of
 from vault.repo.report_box import remembered_store
 from vault.repo.repository import Repository
 
@@ -32,10 +32,6 @@ LOOK_EVERY_S: Final = 1.0
 CAPTURE_WAIT_S: Final = 10.0  # then the command starts, and its code is captured beside it
 NOT_EXECUTABLE: Final = 126  # exit statuses of shells
 NOT_FOUND: Final = 127
-_RANKS: Final = (
-    *("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK"),
-    "JOB_COMPLETION_INDEX",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +82,23 @@ def run_command(
         FormatError: a parameter is too long; likewise.
         OSError: the command cannot be started.
     """
-    run, how, start_identity = _run_of(command, remembered_store(cache_root, store_url))
+    run, how, identity = _run_of(command, remembered_store(cache_root, store_url))
     reporter = Reporter(open_repository, run, cache_root=cache_root, store_url=store_url, warn=warn)
-    finish = Finish(ended=format_time(now_ns()))
     watch: OutputWatch | None = None
     try:
-        start = start_of(start_identity, how, tuple(command.words), command.executable, message=command.message)
-        reporter.launch(start, params=command.params)
+        tree = [process.key for process in identity.tree] if identity is not None else []
+        if is_launched(cache_root, store_url, run, tree):
+            reporter.say(params=command.params)  # a part of an attempt that another one of us has begun
+        else:
+            start = start_of(identity, how, tuple(command.words), command.executable, message=command.message)
+            reporter.launch(start, params=command.params)
         named(run)
         repository = reporter.repository(now=True)
         if repository is not None:
             deliver_left(repository.store, cache_root, store_url)
         reporter.flush(now=True)
         watch = OutputWatch(
-            command.outputs if _is_first(command.environment) else (),
+            command.outputs if rank_of(command.environment) in ("", "0") else (),
             run,
             message=command.message,
             author=command.author,
@@ -109,12 +108,12 @@ def run_command(
         try:
             ended = _run_watched(command, run, reporter, watch)
         except OSError:
-            finish = Finish(ended=format_time(now_ns()), exit_status=NOT_EXECUTABLE)
+            reporter.finish(exit_status=NOT_EXECUTABLE)
             raise
-        finish = Finish(ended=format_time(now_ns()), exit_status=ended.status, signal=ended.signal, output_tail=ended.tail)
+        reporter.finish(exit_status=ended.status, signal=ended.signal, output_tail=ended.tail)
         watch.finish(reporter.repository(now=True), is_success=ended.status == 0)
     finally:
-        is_recorded = reporter.close(finish)
+        is_recorded = reporter.close()
     return Done(run, ended, tuple(watch.outputs), is_recorded)
 
 
@@ -167,9 +166,3 @@ def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: Output
 def _tell(reporter: Reporter, output: Output) -> None:
     reporter.say(outputs=(output,))
     reporter.flush()
-
-
-def _is_first(environment: Mapping[str, str]) -> bool:
-    """Say whether this is the one of several ranks that commits what they make together."""
-    rank = next((environment[name] for name in _RANKS if environment.get(name)), "0")
-    return rank == "0"

@@ -94,10 +94,12 @@ class Capturers:
         self._start_waiting()
 
     def notice_all(self) -> None:
-        """Look at the processes that are registered already: after the shipper was started again."""
+        """Look at the processes that are registered already: after the shipper was killed and started again."""
+        for pending in pending_captures(self._spool):
+            if not (pending.is_ready or is_staged(pending.folder) or pending.is_worked_on):
+                pending.remove()  # its child died with the shipper; it is begun anew
         for registration in self._spool.registrations():
-            if is_alive(registration.pid, registration.ticks):
-                self.notice(registration)
+            self.notice(registration)
 
     def tend(self, spool: Spool, *, has_store: bool) -> None:
         """Reap what has ended, and go on with what was left half done in a spool: this mount's or one that died."""

@@ -246,6 +246,33 @@ def test_nothing_that_a_tree_configures_is_run(site, mount, work, tmp_path):
     assert not trap.exists()
 
 
+def test_both_engines_capture(site, work, tmp_path, engine):
+    with mounted(site, str(tmp_path / "mnt"), engine=engine) as mount:
+        job(mount, work)
+        assert captured(site)["code"][0]["untracked"] == ["new.py"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root enters other mount namespaces")
+def test_a_container_is_looked_at_inside_of_it(site, mount, work, tmp_path):
+    inside = tmp_path / "inside"  # what the job sees instead of its folder
+    shutil.copytree(work, inside, symlinks=True)
+    (inside / "train.py").write_text(TRAIN + "# inside\n")
+    job(
+        mount,
+        tmp_path,
+        [
+            *("unshare", "--mount", "sh", "-ec"),
+            f"mount --bind {inside} {work}; cd {work}; exec {sys.executable} train.py 1 {mount.path}/digits@v1/0.txt",
+        ],
+    )
+    entry = captured(site)
+    code = entry["code"][0]
+    assert files_of(site, code["snapshot"], tmp_path)["train.py"] == TRAIN.encode() + b"# inside\n"
+    assert code["head"] == git(work, "rev-parse", "HEAD").strip()
+    assert any("in a container, where git is not started" in gap for gap in entry["gaps"])
+    assert entry["environment"]["packages"]
+
+
 def test_each_attempt_captures_again(site, mount, work):
     command = [sys.executable, "train.py", "0", f"{mount.path}/digits@v1/0.txt"]
     job(mount, work, command, variables={"VAULTFS_RUN": "net-1"})
@@ -333,7 +360,7 @@ def test_git_is_not_asked_in_a_tree_of_somebody_else(site, mount, work, tmp_path
 
 
 def test_a_killed_capture_is_a_gap_and_harms_nothing_else(site, mount, work):
-    for number in range(20_000):
+    for number in range(6_000):
         (work / f"{number}.py").write_bytes(b"#")
     process = subprocess.Popen(
         [sys.executable, "train.py", "30", f"{mount.path}/digits@v1/0.txt"], cwd=work, start_new_session=True
@@ -350,8 +377,23 @@ def test_a_killed_capture_is_a_gap_and_harms_nothing_else(site, mount, work):
     assert mount.shippers() == [shipper]
 
 
+def test_a_shipper_that_was_killed_captures_what_it_had_not(site, mount, work):
+    (shipper,) = mount.shippers()
+    process = subprocess.Popen(
+        [sys.executable, "train.py", "30", f"{mount.path}/digits@v1/0.txt"], cwd=work, start_new_session=True
+    )
+    try:
+        wait_for("the first read", lambda: os.listdir(glob.glob(f"{site.cache}/*/spool/*/processes")[0]))
+        os.kill(shipper, signal.SIGKILL)
+        entry = captured(site)
+        assert entry["code"][0]["script"] == "train.py"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_a_killed_helper_is_a_gap(site, mount, work):
-    for number in range(20_000):
+    for number in range(6_000):
         (work / f"{number}.py").write_bytes(b"#")
     process = subprocess.Popen(
         [sys.executable, "train.py", "30", f"{mount.path}/digits@v1/0.txt"], cwd=work, start_new_session=True

@@ -12,6 +12,7 @@ from vault.capture.code import find_script, look_at_code
 from vault.capture.environment import distributions, find_interpreter, lock_files
 from vault.capture.found import (
     ITEM_SIZE_MAX,
+    TREE_FILES_MAX,
     FoundEnvironment,
     FoundFacts,
     FoundFile,
@@ -228,9 +229,10 @@ def test_the_platform_names_no_host():
 
 def test_variables_are_those_on_the_list_and_no_secrets():
     environment = {
-        "PYTHONHASHSEED": "0", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "8", "HOME": "/home/ada", "WANDB_API_KEY": "x", "OMP_PLACES": "",
+        "PYTHONHASHSEED": "0", "NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "8", "HOME": "/home/ada", "WANDB_API_KEY": "x",
         "CUDA_SECRET": "open sesame", "TORCH_TOKEN": "x", "NCCL_X": "hf_abcdefghijklmnopqrst",
-        "JAX_Y": "Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5", "LD_LIBRARY_PATH": "/opt/cuda/lib64", "EMPTY": "", "TOKENIZERS_PARALLELISM": "0",
+        "JAX_Y": "Zm9vYmFyYmF6cXV4MTIzNDU2Nzg5", "LD_LIBRARY_PATH": "/opt/cuda/lib64", "EMPTY": "",
+        "TOKENIZERS_PARALLELISM": "0", "OMP_PLACES": "",
         "MASTER_ADDR": "tcp://u:pw@node1:29500",
     }  # fmt: skip
     assert keep_variables(environment) == {
@@ -331,3 +333,21 @@ def test_a_damaged_staging_folder_is_refused(tmp_path, repository):
     (tmp_path / "found").write_text("{}}")
     with pytest.raises(FormatError):
         freeze_staged(repository, str(tmp_path))
+
+
+def test_a_huge_tree_is_captured_up_to_the_cap_what_lies_near_the_script_first(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    for number in range(TREE_FILES_MAX + 50):
+        (tmp_path / "far" / f"{number}.py").touch()
+    (tmp_path / "near" / "train.py").write_text("x")
+    (tmp_path / "near" / "zz.py").write_text("x")
+    items, _ = found(tmp_path, "near/train.py")
+    files = [item.path for item in items if isinstance(item, FoundFile)]
+    assert len(files) == TREE_FILES_MAX
+    assert files[:2] == [b"near/train.py", b"near/zz.py"]
+    (tree,) = [item.facts for item in items if isinstance(item, FoundTree)]
+    assert len(tree.left_out) == 52
+    assert "more than 20,000 files" in tree.left_out[0]
+    assert len(tree.untracked) == 1024

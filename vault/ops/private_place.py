@@ -58,6 +58,8 @@ def enter(plan: Plan) -> None:
     held = [(bind, os.open(bind.source, os.O_PATH | os.O_CLOEXEC)) for bind in plan.binds]
     _set_read_only("/", True, recursive=True)
     _set_read_only("/proc", False, recursive=False, best_effort=True)
+    if any(not os.path.lexists("/" + bind.target.split("/")[1]) for bind in plan.binds):
+        _mirror("/", plan.scratch)  # while the scratch folder is in sight
     for bind, source in sorted(held, key=lambda pair: pair[0].target.count("/") if pair[0].target != "/" else 0):
         is_folder = stat.S_ISDIR(os.fstat(source).st_mode)
         _make_place(bind.target, is_folder, plan.scratch)

@@ -149,8 +149,8 @@ def verify(session: Session, path: str, key: str, ledger_key: str) -> None:
 def _list(out: Output, plan: "BundlePlan") -> None:
     """Print what is going to be given away."""
     redacted = "hosts, users and places replaced" if plan.is_redacted else "hosts, users and places as they are"
-    record = {"role": "record", "entries": len(plan.record), "redacted": plan.is_redacted}
-    out.answer("part", record, f"record       {count_text(len(plan.record), 'entry')}, {redacted}")
+    record = {"role": "record", "entries": plan.record_entries, "redacted": plan.is_redacted}
+    out.answer("part", record, f"record       {count_text(plan.record_entries, 'entry')}, {redacted}")
     for pin in plan.pins:
         fields = {
             "role": pin.role,

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from blake3 import blake3
@@ -33,7 +34,7 @@ from vault.format.records import RUN_KINDS, run_journal
 from vault.format.tree import sum_totals
 from vault.ids import Digest, RunId, parse_digest, parse_ref
 from vault.ops.bundle_content import ContentWriter, Wanted, wanted_files
-from vault.ops.bundle_record import RecordFile, Redactor, record_files, strings_of
+from vault.ops.bundle_record import Record, Redactor, strings_of
 from vault.ops.crate import encode_crate
 from vault.ops.ledger import Ledger
 from vault.ops.secret_scan import FINDINGS_MAX, SecretFound, scan_text, scan_tree
@@ -51,6 +52,7 @@ from vault.stores.zip_writer import ZipWriter
 
 OUTPUTS: Final = ("last", "all", "none")
 _NO_PROOF: Final = "no proof of a ledger goes in: it would tell the names of hosts (--with-host takes it along)"
+_TRIES: Final = 3
 _SOFTWARE: Final = "1"  # of bundles; the program's own version would make equal bundles differ
 
 
@@ -65,7 +67,8 @@ class BundlePlan:
     wanted: tuple[Wanted, ...]
     versions: tuple[tuple[str, Version], ...]  # dataset, version: under the numbers that they have
     journals: tuple[JournalHead, ...]
-    record: tuple[RecordFile, ...]
+    record: Record
+    record_entries: int
     is_partial: bool
     is_redacted: bool
     secrets: tuple[SecretFound, ...]
@@ -119,6 +122,16 @@ def plan_bundle(
     """
     if outputs not in OUTPUTS:
         raise UsageError(f"outputs are {', '.join(OUTPUTS)}, not {outputs!r}")
+    for _ in range(_TRIES):
+        plan = _plan(repository, run, only_opened, with_host, outputs, progress)
+        if plan.shown.last_seen == plan.run.last_seen:  # else the run goes on, and its record says more than was looked at
+            return plan
+    raise UsageError(f"run {run} goes on, and its record grows: bundle it once it has ended")
+
+
+def _plan(
+    repository: Repository, run: RunId, only_opened: bool, with_host: bool, outputs: str, progress: Progress
+) -> BundlePlan:
     known, counts = Runs(repository.store).load(run)
     objects = repository.object_reader()
     found = _Finder(objects, progress)
@@ -133,23 +146,21 @@ def plan_bundle(
     redactor = None if with_host else Redactor(known, datasets)
     for role, snapshot, name in _captured(known):
         found.add(role, name if redactor is None else redactor.text(name), Wanted(snapshot, None))
-    journals, record = [], []
-    for head, files in record_files(repository.store, run, redactor):
-        journals.append(head)
-        record.extend(files)
-    proof, why_not = _proof(repository, run, journals) if redactor is None else (b"", _NO_PROOF)
+    look = _Look(Record(repository.store, run, redactor), run)
+    proof, why_not = _proof(repository, run, look.journals) if redactor is None else (b"", _NO_PROOF)
     plan = BundlePlan(
         repository=repository,
         run=known,
-        shown=_put_together(run, record),
+        shown=look.shown,
         pins=tuple(found.pins),
         wanted=tuple(found.wanted),
         versions=tuple((name, version) for (name, _), version in sorted(found.versions.items())),
-        journals=tuple(journals),
-        record=tuple(record),
+        journals=look.journals,
+        record=look.record,
+        record_entries=look.entries,
         is_partial=only_opened,
         is_redacted=redactor is not None,
-        secrets=tuple(_secrets(objects, found.pins, record)),
+        secrets=(*look.secrets, *_secrets(objects, found.pins))[:FINDINGS_MAX],
         notes=(*_notes(known, found.pins, redactor, objects), *((why_not,) if why_not else ())),
         proof=proof,
     )
@@ -183,7 +194,7 @@ def write_bundle(plan: BundlePlan, path: str, *, key: PrivateKey | None = None, 
         finally:
             index.close()
             objects.close()
-        for file in plan.record:
+        for file in plan.record.files():
             zip_file.put(file.key, file.data)
         for key_name, data in _dataset_entries(plan):
             zip_file.put(key_name, data)
@@ -201,6 +212,23 @@ def write_bundle(plan: BundlePlan, path: str, *, key: PrivateKey | None = None, 
         size_bytes = zip_file.finish()
         entries = len(zip_file.written)
     return Bundled(path, plan.run.run, size_bytes, entries, "" if key is None else key.public.fingerprint)
+
+
+class _Look:
+    """What one pass over the record finds: the run as readers of the bundle see it, its journals, and secrets."""
+
+    def __init__(self, record: Record, run: RunId) -> None:
+        self.record = record
+        self.shown = Run(run=run)
+        self.entries = 0
+        self.secrets: list[SecretFound] = []
+        heads: dict[str, JournalHead] = {}
+        for file in record.files():
+            self.entries += 1
+            heads[file.head.writer] = file.head
+            self.shown = add_entry(self.shown, file.head.writer, decode_entry(file.data, RUN_KINDS))
+            self.secrets.extend(scan_text(f"record {file.key}", strings_of(file.data)))
+        self.journals = tuple(heads.values())
 
 
 class _Finder:
@@ -279,14 +307,6 @@ def _captured(run: Run) -> Iterator[tuple[str, Digest, str]]:
                 yield role, parse_digest(snapshot), name[:1024]
 
 
-def _put_together(run: RunId, record: Iterable[RecordFile]) -> Run:
-    """Return the run as readers of the bundle see it."""
-    shown = Run(run=run)
-    for file in record:
-        shown = add_entry(shown, file.key.split("/")[2], decode_entry(file.data, RUN_KINDS))
-    return shown
-
-
 def _proof(repository: Repository, run: RunId, journals: Iterable[JournalHead]) -> tuple[bytes, str]:
     """Return what proves that the record is in the store's ledger, or why there is none."""
     try:
@@ -296,17 +316,10 @@ def _proof(repository: Repository, run: RunId, journals: Iterable[JournalHead]) 
     return encode_proof(proof), ""
 
 
-def _secrets(objects: ObjectReader, pins: Iterable[Pin], record: Iterable[RecordFile]) -> list[SecretFound]:
-    found: list[SecretFound] = []
-    for file in record:
-        found.extend(scan_text(f"record {file.key}", strings_of(file.data)))
+def _secrets(objects: ObjectReader, pins: Iterable[Pin]) -> Iterator[SecretFound]:
     for pin in pins:
         if pin.role in ("code", "environment"):
-            for secret in scan_tree(objects, pin.role, parse_digest(pin.snapshot)):
-                found.append(secret)
-                if len(found) >= FINDINGS_MAX:
-                    return found
-    return found
+            yield from islice(scan_tree(objects, pin.role, parse_digest(pin.snapshot)), FINDINGS_MAX)
 
 
 def _notes(run: Run, pins: Iterable[Pin], redactor: Redactor | None, objects: ObjectReader) -> Iterator[str]:

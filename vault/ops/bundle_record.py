@@ -39,6 +39,7 @@ class RecordFile:
 
     key: str
     data: bytes
+    head: JournalHead  # of its journal, if it ended here
 
 
 class Redactor:
@@ -103,33 +104,42 @@ class Redactor:
         return match[1] + number
 
 
-def record_files(store: Store, run: RunId, redactor: Redactor | None) -> Iterator[tuple[JournalHead, list[RecordFile]]]:
-    """Yield each journal of a run as it goes into a bundle: as it is, or with everything replaced if there is a redactor.
+class Record:
+    """The journals of a run as they go into a bundle: as they are, or with everything replaced if there is a redactor."""
 
-    Raises:
-        Damaged: a journal is; it cannot be published.
-        FormatError: an entry cannot be told without its names.
-    """
-    runs = Runs(store)
-    writers = sorted({key.split("/")[2] for key in store.list(f"{RUNS}{run}/") if key.count("/") == 3})
-    for number, writer in enumerate(writers, 1):
-        shown = writer if redactor is None else f"writer-{number}"
-        prefix = run_journal(run, shown)
-        files: list[RecordFile] = []
-        origin_entries, origin_head, prev = 0, "", None
-        for position, entry in runs.follow(run, writer, check_end=True):
-            origin_entries, origin_head = position.number, position.digest or ""
-            if redactor is None:
-                data = store.get(entry_key(run_journal(run, writer), position.number))
-            elif isinstance(entry, UnknownEntry):
-                continue  # what is not understood may hold anything
-            else:
-                data = encode_entry(_redacted(entry, redactor, len(files) + 1, prev, shown))
-            prev = entry_digest(data)
-            files.append(RecordFile(entry_key(prefix, len(files) + 1), data))
-        if files:
-            head = JournalHead(writer=shown, entries=len(files), origin_entries=origin_entries, origin_head=origin_head)
-            yield head, files
+    def __init__(self, store: Store, run: RunId, redactor: Redactor | None) -> None:
+        """Find the journals. The first pass over `files` decides where each ends: what comes later stays out."""
+        self._store = store
+        self._run = run
+        self._redactor = redactor
+        self._writers = sorted({key.split("/")[2] for key in store.list(f"{RUNS}{run}/") if key.count("/") == 3})
+        self._ends: dict[str, int] = {}
+
+    def files(self) -> Iterator[RecordFile]:
+        """Yield every entry, a journal after the other; each time the same.
+
+        Raises:
+            Damaged: a journal is; it cannot be published.
+            FormatError: an entry cannot be told without its names.
+        """
+        for index, writer in enumerate(self._writers, 1):
+            shown = writer if self._redactor is None else f"writer-{index}"
+            number, last, prev = 0, 0, None
+            for position, entry in Runs(self._store).follow(self._run, writer, check_end=True):
+                if position.number > self._ends.get(writer, position.number):
+                    break
+                last = position.number
+                if self._redactor is None:
+                    data = self._store.get(entry_key(run_journal(self._run, writer), last))
+                elif isinstance(entry, UnknownEntry):
+                    continue  # what is not understood may hold anything
+                else:
+                    data = encode_entry(_redacted(entry, self._redactor, number + 1, prev, shown))
+                prev = entry_digest(data)
+                number += 1
+                head = JournalHead(writer=shown, entries=number, origin_entries=last, origin_head=position.digest or "")
+                yield RecordFile(entry_key(run_journal(self._run, shown), number), data, head)
+            self._ends.setdefault(writer, last)
 
 
 def strings_of(data: bytes) -> str:

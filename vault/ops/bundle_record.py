@@ -30,6 +30,7 @@ _DROPPED: Final = frozenset({"details", "trackers", "disagreement", "boot", "rem
 _DROPPED_FACTS: Final = frozenset({"container", "container.id", "hostname", "host"})
 _SYSTEM: Final = ("/usr", "/opt", "/bin", "/lib", "/etc", "/nix", "/proc", "/dev")
 _HOME: Final = re.compile(r"(/(?:home|Users)/)([^/\s:'\"]+)")
+_OWNER: Final = re.compile(r"another user \([^)]*\)")  # in what a capture says of a tree that it could not ask about
 _COMMON: Final = frozenset({"", "root", "nobody", "localhost", "unknown"})  # name no person and no machine
 
 
@@ -68,7 +69,7 @@ class Redactor:
         """Return a text without the names."""
         if self._path_pattern is not None:
             text = self._path_pattern.sub(lambda match: self._paths[match[0]], text)
-        text = _HOME.sub(self._home, text)
+        text = _OWNER.sub("another user", _HOME.sub(self._home, text))
         if self._word_pattern is not None:
             text = self._word_pattern.sub(lambda match: self._words[match[0]], text)
         return text

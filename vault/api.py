@@ -408,7 +408,7 @@ class Vault:
         done = ship_all(repository.store, os.path.join(repository.cache_dir, "spool"), store_id=repository.config.store)
         if done.waiting:
             logger.warning("%d records of this machine's mounts are not in the answer: %s", done.waiting, done.error)
-        deliver_left(repository.store, repository.cache_root, self.url)
+        deliver_left(repository)
         return Audit(repository)
 
     @cached_property

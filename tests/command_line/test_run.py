@@ -17,6 +17,7 @@ from vault.repo.run_model import Attempt, Run
 from vault.repo.runs import Runs
 from vault.stores.registry import open_store
 from vault.testing.mounts import Site, wait_for
+from vault.testing.small_disks import NoDisk, small_disk
 from vault.testing.terminals import terminal
 
 PYTHON = sys.executable
@@ -197,6 +198,16 @@ def test_the_end_of_what_was_printed_is_kept_of_files_too(site, tmp_path):
     assert only_run(site)[1].output_tail == "PASSWORD=***\ndone\noops\n"
 
 
+def test_capture_can_be_turned_off(site):
+    site.with_variables(VAULTFS_CAPTURE="off").vault("run", "--", "true")
+    capture = only_run(site)[1].capture
+    assert (
+        capture is not None
+        and capture.code == ()
+        and capture.gaps == ("nothing was captured: VAULTFS_CAPTURE of the run says so",)
+    )
+
+
 # Whose run it is.
 
 
@@ -347,6 +358,7 @@ def test_a_command_that_fails_commits_nothing_new_and_one_that_makes_nothing_is_
     assert repository(site).datasets.names() == []
 
 
+@pytest.mark.slow
 def test_an_output_that_is_written_to_all_the_time_is_not_committed(site, tmp_path):
     writer = (
         f"import time\nwith open({str(tmp_path / 'x')!r}, 'w') as f:\n while 1: f.write('x'); f.flush(); time.sleep(.01)"
@@ -419,6 +431,28 @@ def test_what_cannot_be_started_after_all_is_on_record(site, tmp_path):
     done = site.vault("run", "--", str(tmp_path / "job"), status=126)
     assert "Exec format error" in done.stderr
     assert only_run(site)[1].exit_status == 126
+
+
+def test_a_store_that_is_full_takes_the_record_later_and_the_command_goes_on(site, tmp_path):
+    try:
+        with small_disk(str(tmp_path / "disk"), size="400k") as disk:
+            full = Site(f"{disk.path}/store", site.cache)
+            full.vault("init")
+            work = tmp_path / "work"
+            work.mkdir()
+            fill = f"head -c 300000 /dev/urandom > {work}/out.bin; cat /dev/zero > {disk.path}/filler; exit 0"
+            command = full.command("run", "--name", "r1", "--out", f"{work}/out.bin=out", "--", "sh", "-c", fill)
+            done = subprocess.run(command, cwd=work, env=full.environment(), capture_output=True, text=True, check=False)
+            assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+            assert "no space left" in done.stderr and "delivered later" in done.stderr
+            assert "not committed" in done.stderr and f"vault commit {work}/out.bin out" in done.stderr
+            os.unlink(f"{disk.path}/filler")
+            disk.remount(size="4m")
+            full.vault("runs")
+            assert load(full, "r1").history[0].exit_status == 0
+            assert full.vault("verify", "--data").returncode == 0
+    except NoDisk as error:
+        pytest.skip(str(error))
 
 
 def test_no_place_for_reports_is_an_error_before_anything_starts(site, tmp_path):

@@ -8,6 +8,7 @@ for the thread that uses it.
 import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -25,7 +26,6 @@ from vault.repo import liveness
 from vault.repo.report_box import ReportBox, Said, boxes_left, noted_in_boxes, remember_store
 from vault.repo.repository import Repository
 from vault.repo.run_model import RANK
-from vault.stores.base import Store
 
 FLUSH_EVERY_S: Final = 5.0
 RETRY_EVERY_S: Final = 30.0
@@ -34,6 +34,8 @@ _RANKS: Final = (
     *("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "PALS_RANKID", "FLUX_TASK_RANK"),
     "JOB_COMPLETION_INDEX",
 )
+CAPTURE_VARIABLE: Final = "VAULTFS_CAPTURE"
+_CAPTURED: Final = "captured"  # folder of a box: what is to be frozen once the store is there
 _LAUNCHED: Final = "launched"
 _FINISHED: Final = "finished"
 
@@ -82,6 +84,7 @@ class Reporter:
         self._repository: Repository | None = None
         self._retry_at_s = 0.0
         self._lock = threading.Lock()
+        self._sending = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = self._launched = False
@@ -132,25 +135,37 @@ class Reporter:
 
     def capture(self, fields: Mapping[str, Any]) -> None:
         """Tell what was captured: fields of CaptureEntry."""
-        now = format_time(now_ns())
-        entry = CaptureEntry(n=1, prev=None, writer=self.writer, time=now, captured=now, **fields)
-        self._say(Said(capture=entry))
+        self._say(Said(capture=_capture_entry(self._box, fields)))
 
     def capture_program(
         self, command: Sequence[str], executable: str, environment: Mapping[str, str], *, pid: int = 0
     ) -> None:
         """Put code, environment and machine of a program on record, as far as that goes. pid: 0 if it does not run yet."""
-        from vault.ops.capturing import Subject, capture
+        from vault.capture.look import look
+        from vault.ops.capturing import Staging, Subject, capture
 
+        if environment.get(CAPTURE_VARIABLE, "").strip().lower() in ("off", "0", "no", "false"):
+            self.capture({"gaps": (f"nothing was captured: {CAPTURE_VARIABLE} of the run says so",)})
+            return
         repository = self.repository()
         try:
-            if repository is None:
-                self.capture({"gaps": ("the store was away: code and environment were not captured",)})
-                return
             subject = Subject(
-                cwd=os.getcwd(), command=command, executable=executable, pid=pid, environment=dict(environment)
+                cwd=os.getcwd(),
+                command=command,
+                executable=executable,
+                pid=pid,
+                environment=dict(environment),
+                forbidden=(os.path.realpath(self._cache_root),),
             )
-            self.capture(capture(repository, subject))
+            if repository is not None:
+                self.capture(capture(repository, subject))
+                return
+            folder = f"{self._box.folder}/capturing"
+            os.mkdir(folder, 0o700)
+            staging = Staging(folder)
+            staging.take(look(subject))
+            staging.finish(durable=False)
+            os.rename(folder, f"{self._box.folder}/{_CAPTURED}")
         except (VaultError, OSError, RuntimeError) as error:  # RuntimeError: the interpreter shuts down
             self.capture({"gaps": (f"not captured: {error}"[:TEXT_LENGTH],)})
 
@@ -162,6 +177,8 @@ class Reporter:
         if not now and monotonic_s() < self._retry_at_s:
             return False
         try:
+            with self._sending:
+                _freeze_captured(self._box, repository)
             self._box.send(repository.store)
         except (VaultError, OSError) as error:
             self._retry_at_s = monotonic_s() + RETRY_EVERY_S
@@ -223,16 +240,17 @@ class Reporter:
             self._warn(text)
 
 
-def deliver_left(store: Store, cache_root: str, store_url: str) -> int:
+def deliver_left(repository: Repository) -> int:
     """Deliver what is left in boxes whose owners are gone. Returns how many entries that were; never raises.
 
     An attempt that nobody saw end is ended as far as is known, once its process is gone.
     """
     delivered = 0
-    for box in boxes_left(cache_root, store_url):
+    for box in boxes_left(repository.cache_root, repository.store.url):
         try:
             is_over = _finish(box)
-            delivered += box.send(store)
+            _freeze_captured(box, repository)
+            delivered += box.send(repository.store)
             if is_over:
                 box.let_go(remove=True)
         except (VaultError, OSError) as error:
@@ -338,6 +356,22 @@ def _finish(box: ReportBox) -> bool:
         box.say(Said(finish=Finish(ended=format_time(int(last * 1e6) * 1000))))
     box.note(_FINISHED)
     return True
+
+
+def _freeze_captured(box: ReportBox, repository: Repository) -> None:
+    """Put what was captured while the store was away into it, and on record."""
+    folder = f"{box.folder}/{_CAPTURED}"
+    if not os.path.exists(folder):
+        return
+    from vault.ops.capturing import freeze_staged
+
+    box.say(Said(capture=_capture_entry(box, freeze_staged(repository, folder))))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _capture_entry(box: ReportBox, fields: Mapping[str, Any]) -> CaptureEntry:
+    now = format_time(now_ns())
+    return CaptureEntry(n=1, prev=None, writer=box.header.writer, time=now, captured=now, **fields)
 
 
 def _sentence(error: BaseException) -> str:

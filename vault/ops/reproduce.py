@@ -266,7 +266,7 @@ class _Session:
         bind = place.covers(cwd)
         if bind is not None and bind.writable:
             os.makedirs(place.real(cwd), exist_ok=True)
-        for path in self._needed():
+        for path in sorted(set(self._needed()), key=len):  # a folder before what is in it
             hidden = place.covers(path)
             if hidden is not None and not any(target.startswith(f"{path}/") or target == path for target in place.binds):
                 place.put(path, path)
@@ -400,7 +400,7 @@ class _Session:
 
     def _metrics(self, private: Repository) -> dict[str, float]:
         """Return the last value of each metric that the command told."""
-        deliver_left(private.store, private.cache_root, private.store.url)
+        deliver_left(private)
         with contextlib.suppress(RefNotFound, KeyNotFound):
             told = Runs(private.store).load(self.run_id)[0]
             return {name: metric.last for name, metric in told.metrics.items() if metric.last is not None}

@@ -95,7 +95,7 @@ def run_command(
         named(run)
         repository = reporter.repository(now=True)
         if repository is not None:
-            deliver_left(repository.store, cache_root, store_url)
+            deliver_left(repository)
         reporter.flush(now=True)
         watch = OutputWatch(
             command.outputs if rank_of(command.environment) in ("", "0") else (),

@@ -387,6 +387,16 @@ def test_a_forged_signature_is_seen(signed: Path, tmp_path: Path) -> None:
         verify_bundle(str(bare))
 
 
+def test_its_statement_is_one_to_others(signed: Path) -> None:
+    attestation = pytest.importorskip("in_toto_attestation.v1.statement")
+    payload, _ = decode_envelope(contents(signed)[ENVELOPE_KEY])
+    statement = attestation.Statement.copy_from_pb(
+        pytest.importorskip("google.protobuf.json_format").Parse(payload, attestation.spb.Statement())
+    )
+    statement.validate()
+    assert len(statement.pb.subject) == len(contents(signed)) - 1
+
+
 def test_a_statement_about_something_else(signed: Path, tmp_path: Path) -> None:
     statement = decode_statement(decode_envelope(contents(signed)[ENVELOPE_KEY])[0])
     payload = encode_statement(statement.subject, "https://slsa.dev/provenance/v1", {})

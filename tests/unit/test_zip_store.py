@@ -1,5 +1,6 @@
 """A zip that is a store: written and read back, read by others, and refused in every other form than its own."""
 
+import errno
 import os
 import struct
 import zipfile
@@ -7,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from vault.errors import BundleError, KeyExists, KeyNotFound, SourceUnreadable, StorePermission, UsageError
+from vault.errors import (
+    BundleError,
+    KeyExists,
+    KeyNotFound,
+    SourceUnreadable,
+    StorePermission,
+    TargetUnwritable,
+    UsageError,
+)
 from vault.stores import zip_layout
 from vault.stores.base import LocalFiles
 from vault.stores.registry import open_store
@@ -97,6 +106,23 @@ def test_a_key_comes_once_and_has_the_size_that_was_said(tmp_path: Path) -> None
             with pytest.raises(UsageError):
                 writer.put(bad, b"")
     assert os.listdir(tmp_path) == [], "what is not finished leaves nothing"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_came_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool) -> None:
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", link)
+    assert write(tmp_path / "first.vault").exists()
+    with ZipWriter(str(tmp_path / "b.vault")) as writer:
+        writer.put("a", b"1")
+        (tmp_path / "b.vault").write_bytes(b"somebody else's")
+        with pytest.raises(TargetUnwritable):
+            writer.finish()
+    assert (tmp_path / "b.vault").read_bytes() == b"somebody else's"
+    assert sorted(os.listdir(tmp_path)) == ["b.vault", "first.vault"]
 
 
 def test_a_file_that_is_none(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ _BUFFER_SIZE: Final = 1 << 20
 _WRITEBACK_STEP: Final = 8 << 20
 _WRITE_MAX: Final = 1 << 30  # Linux writes at most 2 GiB - 4 KiB a call
 
-_NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
+NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV})
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _FORBIDDEN: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
@@ -156,7 +156,7 @@ class DurableFile:
             # NFS repeats a call whose answer was lost and then hears of its own success as EEXIST: look before believing.
             if self._is_linked(target):
                 return
-            if error.errno not in _NO_HARD_LINKS:
+            if error.errno not in NO_HARD_LINKS:
                 raise
             _rename_once(self.path, target)
 

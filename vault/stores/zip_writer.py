@@ -20,7 +20,8 @@ from blake3 import blake3
 
 from vault.errors import KeyExists, KeyNotFound, StoreFull, TargetUnwritable, UsageError
 from vault.stores.base import Buffer, check_key, check_prefix, check_range
-from vault.stores.durable import sync_directory, sync_file
+from vault.stores.durable import NO_HARD_LINKS, sync_directory, sync_file
+from vault.stores.linux_calls import rename_once
 from vault.stores.zip_layout import Directory, ZipEntry, encode_central, encode_end, encode_local
 
 _BLOCK: Final = 4 << 20
@@ -129,10 +130,20 @@ class ZipWriter:
             end = encode_end(Directory(len(self._entries), start, at - start))
             self._write(memoryview(end), at)
             sync_file(self._fd)
-            os.replace(self._temporary, self._path)
-            self._temporary = ""
+            self._name()
             sync_directory(os.path.dirname(self._path))
             return at + len(end)
+
+    def _name(self) -> None:
+        """Give the file its name, which nobody else's may have."""
+        try:
+            os.link(self._temporary, self._path)
+            os.unlink(self._temporary)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            rename_once(self._temporary, self._path)
+        self._temporary = ""
 
     def __enter__(self) -> "ZipWriter":
         return self

@@ -1,7 +1,6 @@
 """Tells which files were moved into a folder, as they are: Linux's inotify, for one folder.
 
-Where there is none, or too many are in use, nothing is told; whoever listens looks through the folder now and then as well.
-Threads: one.
+Where there is none, or too many are in use, nothing is told, and the log says so. Threads: one.
 """
 
 import ctypes
@@ -23,11 +22,24 @@ class Arrivals:
 
     def __init__(self, folder: str) -> None:
         """Begin to listen."""
-        self.descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self.descriptor < 0 or _libc.inotify_add_watch(self.descriptor, os.fsencode(folder), _IN_MOVED_TO) < 0:
-            logger.warning("runs are noticed a second later: inotify: %s", os.strerror(ctypes.get_errno()))
-            if self.descriptor < 0:
-                self.descriptor = os.eventfd(0, os.EFD_CLOEXEC)  # never ready
+        self._folder = os.fsencode(folder)
+        self._watched = (-1, -1)
+        self.descriptor: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self.descriptor < 0:
+            logger.warning("new runs are not noticed: inotify: %s", os.strerror(ctypes.get_errno()))
+            self.descriptor = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # never ready
+        self.follow()
+
+    def follow(self) -> None:
+        """Listen to the folder that has the name now, if it was made anew."""
+        try:
+            status = os.stat(self._folder)
+        except OSError:
+            return
+        if (status.st_dev, status.st_ino) != self._watched:
+            self._watched = (status.st_dev, status.st_ino)
+            if _libc.inotify_add_watch(self.descriptor, self._folder, _IN_MOVED_TO) < 0:
+                logger.warning("new runs are not noticed: inotify: %s", os.strerror(ctypes.get_errno()))
 
     def names(self) -> list[str]:
         """Return what has arrived since the last call."""

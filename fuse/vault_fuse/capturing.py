@@ -11,8 +11,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from vault.clock import monotonic_s
@@ -26,6 +26,7 @@ from vault.repo.outbox import run_state
 from vault.repo.read_table import ShippedTable
 from vault.repo.repository import Repository
 from vault.repo.spool import Registration, Spool, run_of_table
+from vault_fuse.arrivals import Arrivals
 from vault_fuse.helper import OFF_VARIABLE, HelperFailed, Target, aim, look_as_user
 
 logger = logging.getLogger(__name__)
@@ -52,20 +53,34 @@ class _Known:
 class Capturers:
     """Starts captures of the runs of a mount, and sees to their end."""
 
-    def __init__(self, spool: Spool, open_repository: Callable[[], Repository]) -> None:
+    def __init__(self, spool: Spool, open_repository: Callable[[], Repository], forbidden: Sequence[str] = ()) -> None:
         """Start nothing yet.
 
         Args:
             spool: of the mount.
+            forbidden: folders that are nobody's code: the store, the cache.
             open_repository: opens the store anew, in a child.
         """
         self._spool = spool
         self._open_repository = open_repository
+        self._forbidden = forbidden
+        self._arrivals = Arrivals(spool.processes)
         self._known: dict[RunId, _Known] = {}
         self._children: dict[int, PendingCapture] = {}
         self._tried_s: dict[str, float] = {}
         self._started = 0
         self._waiting: list[tuple[Registration, Target]] = []
+
+    @property
+    def descriptor(self) -> int:
+        """Can be read when `notice_arrivals` has something to do."""
+        return self._arrivals.descriptor
+
+    def notice_arrivals(self) -> None:
+        """Look at the processes that were registered just now."""
+        for name in self._arrivals.names():
+            if (registration := self._spool.registration(name)) is not None:
+                self.notice(registration)
 
     def notice(self, registration: Registration) -> None:
         """A process was found to be of a run: look at it if nobody has looked at this attempt yet."""
@@ -105,6 +120,7 @@ class Capturers:
         """Reap what has ended, and go on with what was left half done in a spool: this mount's or one that died."""
         self._reap()
         self._start_waiting()
+        self._arrivals.follow()
         mine = {pending.folder for pending in self._children.values()}
         for pending in pending_captures(spool):
             if pending.is_ready or pending.folder in mine or pending.is_worked_on:
@@ -194,15 +210,13 @@ class Capturers:
         os.close(held)
 
     def _aim(self, registration: Registration) -> Target:
-        above = [
-            other.pid
-            for other in self._spool.registrations()
-            if other.run == registration.run and other.reader is None and is_alive(other.pid, other.ticks)
-        ]
-        return aim(registration.pid, registration.ticks, sorted(above), registration.reader)
+        target = aim(registration.pid, registration.ticks, registration.reader)
+        if not target.subject.cwd and (start := self._start_of(RunId(registration.run))) is not None:
+            target = target.as_started(start)  # it is gone, but for what a worker noted
+        return replace(target, subject=replace(target.subject, forbidden=self._forbidden))
 
     def _look(self, pending: PendingCapture, target: Target) -> None:
-        if target.is_gone and (start := self._start_of(pending.run)) is not None:
+        if not target.subject.above and (start := self._start_of(pending.run)) is not None:
             target = target.as_started(start)
         staging = Staging(pending.folder)
         gaps = []

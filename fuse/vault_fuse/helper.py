@@ -28,12 +28,14 @@ from vault.capture.platform import container_of
 from vault.capture.proc import (
     ENVIRONMENT_SIZE_MAX,
     STATUS_SIZE_MAX,
+    Process,
     decode,
     parse_environment,
     read_bounded,
     read_process,
     working_directory,
 )
+from vault.capture.process_tree import find_session_root
 from vault.errors import FormatError
 from vault.format.records import Reader, Start
 
@@ -43,6 +45,7 @@ HELPER_TIME_S_MAX: Final = 60.0
 HELPER_MEMORY_MAX: Final = 4 << 30
 HELPER_BYTES_MAX: Final = 1 << 30  # through the pipe
 _PIECE: Final = 1 << 18
+_ABOVE_MAX: Final = 16
 _CLONE_NEWNS: Final = 0x00020000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 1, 38, 4
 _IOPRIO_SET: Final = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
@@ -73,7 +76,8 @@ class Target:
 
     def as_started(self, start: Start) -> "Target":
         """Return it with what the record knows of a run that is gone."""
-        known = replace(self.subject, cwd=start.cwd, above=((start.command, start.cwd), *self.subject.above))
+        above = (*self.subject.above, (start.command, start.cwd))
+        known = replace(self.subject, cwd=self.subject.cwd or start.cwd, above=above)
         if not known.command:
             known = replace(known, command=start.command, executable=start.executable)
         return replace(self, subject=known)
@@ -84,7 +88,7 @@ class Target:
             os.close(self.namespace)
 
 
-def aim(pid: int, ticks: int, above: Sequence[int], reader: Reader | None) -> Target:
+def aim(pid: int, ticks: int, reader: Reader | None) -> Target:
     """Return what /proc says of a process; of one that is gone, what the record says."""
     process = read_process(pid)
     rights = _rights_of(pid)
@@ -95,7 +99,7 @@ def aim(pid: int, ticks: int, above: Sequence[int], reader: Reader | None) -> Ta
         gone = Subject(
             cwd="", command=known, executable=reader.executable if reader else "", gaps=(gap,), maps=b"", container=""
         )
-        return Target(replace(gone, above=_above(above)), rights_by_name(uid), is_gone=True)
+        return Target(gone, rights_by_name(uid), is_gone=True)
     gaps = []
     try:
         environment = parse_environment(read_bounded(f"/proc/{pid}/environ", ENVIRONMENT_SIZE_MAX))
@@ -121,7 +125,7 @@ def aim(pid: int, ticks: int, above: Sequence[int], reader: Reader | None) -> Ta
         executable=process.executable,
         pid=pid,
         environment=environment,
-        above=_above(above),
+        above=_above(process),
         gaps=tuple(gaps),
         maps=maps,
         container=container_of(pid),
@@ -191,13 +195,12 @@ def _rights_of(pid: int) -> Rights | None:
         return None
 
 
-def _above(pids: Sequence[int]) -> list[tuple[Sequence[str], str]]:
-    found: list[tuple[Sequence[str], str]] = []
-    for pid in pids:
-        process = read_process(pid)
-        if process is not None:
-            found.append((process.command, working_directory(pid)))
-    return found
+def _above(process: Process) -> list[tuple[Sequence[str], str]]:
+    """Return command and folder of the processes that have started this one as a part of a run: a script, a launcher."""
+    chain = [process]
+    while len(chain) < _ABOVE_MAX and (parent := read_process(chain[-1].parent_pid)) is not None:
+        chain.append(parent)
+    return [(parent.command, working_directory(parent.pid)) for parent in chain[1 : find_session_root(chain) + 1]]
 
 
 def _namespace(pid: int) -> str:

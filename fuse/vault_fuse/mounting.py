@@ -18,12 +18,14 @@ from typing import Final
 from vault.clock import now_ns
 from vault.errors import MountError, UsageError
 from vault.format.config import Config
+from vault.ops.capturing import own_folders
 from vault.repo.liveness import hold, is_held
 from vault.repo.repository import Repository
-from vault.repo.spool import Spool, create_spool
+from vault.repo.spool import Spool, create_spool, open_spool
 from vault.repo.waits import Waits
 from vault.stores.base import Store
 from vault_fuse import device as fuse_device
+from vault_fuse.capturing import Capturers
 from vault_fuse.recorder import Recorder
 from vault_fuse.requests import OpenRecorder
 from vault_fuse.shipper import ship
@@ -79,7 +81,11 @@ class MountParts:
         """Carry records to the store until told to stop, in a child made for it."""
         assert self.spool is not None
         self.spool.let_go()
-        ship(self.open_store, self.spool.folder, self._open_to_write if self.options.capture else None)
+        capturers = None
+        if self.options.capture:
+            forbidden = own_folders(self.open_repository())
+            capturers = Capturers(open_spool(self.spool.folder), self._open_to_write, forbidden)
+        ship(self.open_store, self.spool.folder, capturers)
 
     def _open_to_write(self) -> Repository:
         """Open the repository after a look at whether it is there: a store that is away must not be begun anew."""

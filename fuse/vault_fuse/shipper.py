@@ -17,11 +17,9 @@ from vault.clock import monotonic_s
 from vault.errors import VaultError
 from vault.format.layout import CONFIG_KEY
 from vault.repo.captures import pending_captures
-from vault.repo.repository import Repository
 from vault.repo.shipping import Round, Shipper
 from vault.repo.spool import Spool, list_spools, open_spool
 from vault.stores.base import Store
-from vault_fuse.arrivals import Arrivals
 from vault_fuse.capturing import Capturers
 
 logger = logging.getLogger(__name__)
@@ -32,33 +30,26 @@ LEFT_OVERS_EVERY_S: Final = 60.0
 CAPTURE_GRACE_S: Final = 5.0  # so long an unmount waits for captures that are under way
 
 
-def ship(open_store: Callable[[], Store], spool_dir: str, open_repository: Callable[[], Repository] | None = None) -> None:
+def ship(open_store: Callable[[], Store], spool_dir: str, capturers: Capturers | None = None) -> None:
     """Ship a mount's spool until SIGTERM. Call it in a child of the supervisor; returns when nothing is left to do.
 
     Args:
         open_store: opens the store anew; called again after the store failed.
         spool_dir: the folder of this mount's spool (`Spool.folder`).
-        open_repository: opens the store for what is captured of new runs; None captures nothing.
+        capturers: who looks at new runs; None captures nothing.
     """
     stop, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGTERM, lambda *_: os.write(wake, b"."))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor, who then sends SIGTERM
-    spool = open_spool(spool_dir)
-    capturers = None if open_repository is None else Capturers(spool, open_repository)
-    loop = _Loop(open_store, spool, capturers)
-    arrivals = Arrivals(spool.processes) if capturers is not None else None
+    loop = _Loop(open_store, open_spool(spool_dir), capturers)
+    watched = [stop]
     if capturers is not None:
         capturers.notice_all()
+        watched.append(capturers.descriptor)
     round_s = monotonic_s() + ROUND_EVERY_S
-    while True:
-        watched = [stop, *([arrivals.descriptor] if arrivals is not None else [])]
-        ready = select.select(watched, [], [], max(round_s - monotonic_s(), 0))[0]
-        if stop in ready:
-            break
-        if arrivals is not None and capturers is not None and arrivals.descriptor in ready:
-            for name in arrivals.names():
-                if (registration := spool.registration(name)) is not None:
-                    capturers.notice(registration)
+    while stop not in (ready := select.select(watched, [], [], max(round_s - monotonic_s(), 0))[0]):
+        if ready and capturers is not None:
+            capturers.notice_arrivals()
         if monotonic_s() >= round_s:
             if not loop.is_watched():
                 break

@@ -351,3 +351,16 @@ def test_a_huge_tree_is_captured_up_to_the_cap_what_lies_near_the_script_first(t
     assert len(tree.left_out) == 52
     assert "more than 20,000 files" in tree.left_out[0]
     assert len(tree.untracked) == 1024
+
+
+def test_the_store_and_the_cache_are_nobodys_code(tmp_path):
+    git(tmp_path, "init", "-q")
+    repository = Repository.init(LocalStore(str(tmp_path / "store")), str(tmp_path / "cache"))
+    (tmp_path / "train.py").write_text("x")
+    for _ in range(2):
+        fields = capture(repository, Subject(cwd=str(tmp_path), command=["python", "train.py"]))
+        (tree,) = fields["code"]
+        assert (tree.untracked, tree.files) == (("train.py",), 1)
+    (tmp_path / ".git").rename(tmp_path / "cache" / "git")
+    (tree,) = capture(repository, Subject(cwd=str(tmp_path), command=["python", "train.py"]))["code"]
+    assert (tree.vcs, tree.files) == ("", 1)

@@ -29,7 +29,7 @@ def test_a_process_that_lives_is_looked_at(tmp_path):
     try:
         while not Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(os.fsencode(sys.executable)):
             time.sleep(0.001)
-        target = aim(process.pid, start_ticks(process.pid) or 0, [], None)
+        target = aim(process.pid, start_ticks(process.pid) or 0, None)
     finally:
         process.kill()
         process.wait()
@@ -46,7 +46,7 @@ def test_a_process_that_is_gone_is_known_from_its_start(tmp_path):
     (tmp_path / "job.py").write_text("")
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    target = aim(process.pid, 1, [process.pid], None)
+    target = aim(process.pid, 1, None)
     assert target.is_gone
     start = Start(
         identity="process tree", uid=0, host="node7", started="2026-01-02T03:04:05.000000Z", cwd=str(tmp_path),

@@ -124,7 +124,7 @@ def look_at_code(
     Args:
         scripts: what was run, absolute paths; the one that counts most first.
         cwd: where the run was started.
-        forbidden: mountpoints that are never entered.
+        forbidden: folders that are never entered: mounts, the store.
         gaps: takes what could not be captured.
         may_ask_git: whether git may be started.
     """
@@ -215,12 +215,10 @@ def _plain_tree(number: int, folder: str, script: str, forbidden: Sequence[str])
 
 
 def _plain_names(tree: _Tree, forbidden: Sequence[str]) -> list[bytes]:
-    names = list(walk_plain(tree.root, files_max=_PLAIN_FILES_MAX + 1))
+    names = list(walk_plain(tree.root, files_max=_PLAIN_FILES_MAX + 1, forbidden=forbidden))
     if len(names) > _PLAIN_FILES_MAX:
         tree.left_out.add("files", f"only the first {_PLAIN_FILES_MAX:,} were looked at")
-    places = [os.fsencode(path) for path in forbidden]
-    root = os.fsencode(tree.root)
-    return [name for name in names if not any((root + b"/" + name).startswith(place + b"/") for place in places)]
+    return names
 
 
 def _files(tree: _Tree, names: Sequence[bytes], script: str) -> Iterator[FoundFile | FoundLink]:

@@ -240,9 +240,10 @@ def _read_both(process: "subprocess.Popen[bytes]", until_s: float) -> tuple[byte
     return out, words
 
 
-def walk_plain(root: str, *, files_max: int, same_device: bool = True) -> Iterator[bytes]:
+def walk_plain(root: str, *, files_max: int, forbidden: Sequence[str] = ()) -> Iterator[bytes]:
     """Yield the paths of files below a folder that is under no version control, as far as they may be code; bounded."""
     device = os.stat(root).st_dev
+    places = {os.fsencode(path) for path in forbidden}
     count = 0
     for folder, folders, files in os.walk(os.fsencode(root)):
         depth = folder.count(b"/") - os.fsencode(root).count(b"/")
@@ -253,7 +254,8 @@ def walk_plain(root: str, *, files_max: int, same_device: bool = True) -> Iterat
             and not name.startswith(b".")
             and name not in (b"__pycache__", b"node_modules", b"site-packages", b"wandb", b"mlruns", b"lightning_logs")
             and not os.path.exists(folder + b"/" + name + b"/pyvenv.cfg")
-            and (not same_device or _device(folder + b"/" + name) == device)
+            and folder + b"/" + name not in places
+            and _device(folder + b"/" + name) == device
         )
         for name in sorted(files):
             count += 1

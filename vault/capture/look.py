@@ -35,6 +35,7 @@ class Subject:
     gaps: Sequence[str] = ()  # what is known to be hidden already
     maps: bytes | None = None  # its memory map, if that was read already
     container: str | None = None  # the ID of its container, likewise
+    forbidden: Sequence[str] = ()  # folders that are no code, wherever they lie: the store, the cache
     may_ask_git: bool = True  # False: the programs at hand are those of a container, and are not started
 
 
@@ -43,8 +44,9 @@ def look(subject: Subject) -> Iterator[Item]:
     gaps = list(subject.gaps)
     commands = [(subject.command, subject.cwd), *subject.above]
     scripts = list(dict.fromkeys(path for words, cwd in commands if (path := find_script(words, cwd))))
+    places = [*mounts_of_vault(), *subject.forbidden]
     try:
-        yield from look_at_code(scripts, subject.cwd, mounts_of_vault(), gaps, may_ask_git=subject.may_ask_git)
+        yield from look_at_code(scripts, subject.cwd, places, gaps, may_ask_git=subject.may_ask_git)
     except (OSError, ValueError) as error:
         gaps.append(f"code: {error}")
     maps = subject.maps

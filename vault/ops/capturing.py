@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -36,6 +37,7 @@ from vault.format.records import CodeTree, Environment
 from vault.format.tree import DEPTH_MAX, NAME_LENGTH_MAX
 from vault.ops.freeze import freeze
 from vault.repo.repository import Repository
+from vault.stores.base import LocalFiles
 
 __all__ = ["Staging", "Subject", "capture", "freeze_staged"]
 
@@ -65,9 +67,15 @@ def capture(repository: Repository, subject: Subject) -> dict[str, object]:
     """
     with tempfile.TemporaryDirectory(prefix="capture-", dir=_place(repository)) as folder:
         staging = Staging(folder)
-        staging.take(look(subject))
+        staging.take(look(replace(subject, forbidden=own_folders(repository))))
         staging.finish(durable=False)
         return freeze_staged(repository, folder)
+
+
+def own_folders(repository: Repository) -> list[str]:
+    """Return the folders of a repository on this machine, which are nobody's code."""
+    local = [repository.store.url] if isinstance(repository.store, LocalFiles) else []
+    return [os.path.realpath(path) for path in (repository.cache_root, *local)]
 
 
 class Staging:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TEST_PACKAGES := fuse3 libfuse2 strace git
 BENCH_PACKAGES := fuse3 libfuse2 restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
 
-.PHONY: demo test check fast bench bench-quick clean help
+.PHONY: demo test check fast test-torch bench bench-quick clean help
 .DEFAULT_GOAL := help
 
 help: ## List the targets.
@@ -34,6 +34,11 @@ check: $(VENV)/installed-dev ## Style, types and layers.
 
 fast: $(VENV)/installed-dev ## The tests that need no mount and no patience.
 	$(BIN)/python -m pytest -m 'not fuse and not slow'
+
+test-torch: $(VENV)/installed-dev,torch ## A real training with PyTorch, killed, resumed, repeated, bundled (minutes).
+	tools/require packages $(TEST_PACKAGES)
+	tools/require fuse
+	$(BIN)/python -m pytest tests/jobs
 
 bench: $(VENV)/installed-dev ## Vault beside its peers: writes docs/reference/performance.md (about an hour).
 	tools/require packages $(BENCH_PACKAGES)

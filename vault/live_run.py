@@ -23,14 +23,13 @@ from typing import Final, SupportsFloat
 
 from vault.capture.this_process import identify_this_process
 from vault.clock import format_time, now_ns
-from vault.errors import CacheUnusable, FormatError, NotARepository, StoreError
+from vault.errors import CacheUnusable, StoreError
 from vault.format.records import Metric, Output
 from vault.ids import check_label, check_name
 from vault.ops.commit import CommitResult, commit
 from vault.ops.outputs import step_in
-from vault.ops.reporting import Reporter, is_launched, params_of, start_of, text_of
+from vault.ops.reporting import Reporter, is_launched, params_of, start_of, store_id_of, text_of
 from vault.ops.running import new_run_id
-from vault.repo.report_box import remembered_store
 from vault.repo.repository import Repository
 from vault.settings import absolute, load_settings
 from vault.stores.registry import open_store
@@ -62,14 +61,8 @@ class LiveRun:
         self._committing = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
-        store_id = remembered_store(self._cache_root, self._url)
+        store_id = store_id_of(self._open, self._cache_root, self._url)
         spool_root = os.path.join(self._cache_root, store_id, "spool") if store_id else ""
-        if not store_id:
-            try:
-                config = self._open().config
-                store_id, spool_root = config.store, os.path.join(self._cache_root, config.store, "spool")
-            except (StoreError, NotARepository, FormatError):
-                pass  # the reporter says so
         self._identity = identify_this_process(store_id, spool_root)
         self.id = self._identity.run if self._identity is not None else new_run_id(sys.argv[:1])
         self._reporter = self._new_reporter()

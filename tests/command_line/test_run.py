@@ -348,6 +348,33 @@ def test_a_job_that_is_killed_leaves_what_it_had_finished(site, tmp_path):
     assert repository(site).datasets.names() == ["a"], "half a file is not committed"
 
 
+@pytest.mark.slow
+def test_a_worker_that_is_killed_below_a_launcher_that_goes_on(site, tmp_path):
+    """Its file is closed by its death and does not change any more: it must not be taken for a checkpoint."""
+    command = script(
+        tmp_path,
+        """
+        import subprocess, sys, time
+        code = "import time; f = open('step_2.pt', 'w'); f.write('half'); f.flush(); time.sleep(60)"
+        worker = subprocess.Popen([sys.executable, "-c", code])
+        time.sleep(2.5)
+        worker.kill()
+        worker.wait()
+        time.sleep(4)
+        sys.exit(1)
+        """,
+    )
+    done = subprocess.run(
+        site.command("run", "--out", ".=ckpts", "--", *command),
+        cwd=tmp_path,
+        env=site.environment(),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert repository(site).datasets.names() == []
+
+
 def test_a_command_that_fails_commits_nothing_new_and_one_that_makes_nothing_is_told(site, tmp_path):
     done = site.vault("run", "--out", f"{tmp_path}/x=x", "--", "sh", "-c", f"echo 1 > {tmp_path}/x; exit 1", status=1)
     assert "not committed" in done.stderr and "vault commit" in done.stderr

@@ -7,10 +7,8 @@ Threads: an OutputWatch belongs to one.
 """
 
 import contextlib
-import fcntl
 import os
 import re
-import signal
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +19,8 @@ from vault.errors import RepositoryError, SourceChanged, UsageError, VaultError
 from vault.format.records import Output
 from vault.ids import RunId, check_name
 from vault.ops.commit import commit
+from vault.ops.open_files import is_open_for_writing, writers_of
+from vault.repo.liveness import is_alive
 from vault.repo.repository import Repository
 
 SETTLE_S: Final = 2.0
@@ -69,7 +69,8 @@ class _Seen:
 
     state: _State
     since_s: float
-    was_closed: bool = False  # at some look since then: what a killed writer left half-done never was
+    was_closed: bool = False  # at some look since then, and not by the death of who wrote it
+    writers: set[tuple[int, int]] = field(default_factory=set)  # seen writing it, this state or an earlier one
 
 
 def parse_output(text: str, folder: str) -> OutputSpec:
@@ -138,11 +139,15 @@ class OutputWatch:
                 continue
             seen = self._seen.get(unit)
             if seen is None or seen.state != state:
-                seen = self._seen[unit] = _Seen(state, now_s)
-            seen.was_closed = seen.was_closed or not _is_written(state)
+                seen = self._seen[unit] = _Seen(state, now_s, writers=seen.writers if seen is not None else set())
+            if _is_written(state):
+                seen.writers |= writers_of(file for file, _ in state)
+            elif not seen.was_closed:
+                # A writer that was killed leaves what looks like a finished file; one that lives has closed it.
+                seen.was_closed = not seen.writers or any(is_alive(*writer) for writer in seen.writers)
             settle_s = SETTLE_FOLDER_S if os.path.isdir(unit.path) else SETTLE_S
             quiet_s = min(now_s - seen.since_s, (now - max(status[2] for _, status in state)) / 1e9)
-            if quiet_s >= settle_s and repository is not None:
+            if quiet_s >= settle_s and seen.was_closed and repository is not None:
                 self._commit(repository, unit, state, is_last=False)
 
     def finish(self, repository: Repository | None, *, is_success: bool) -> None:
@@ -297,26 +302,7 @@ def _files(path: str) -> Iterator[str]:
 
 def _is_written(state: _State) -> bool:
     """Say whether a process has a file of a unit open for writing, as far as the file system tells."""
-    return any(_is_open_for_writing(file) for file, _ in state)
-
-
-def _is_open_for_writing(path: str) -> bool:
-    """Ask for a read lease, which is refused while there is a writer. It is given back at once."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGCHLD)  # harmless, should somebody open it in this very moment
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # no leases here, or it is another user's: what is left is that it did not change
-    finally:
-        os.close(descriptor)
-    return False
+    return any(is_open_for_writing(file) for file, _ in state)
 
 
 def _pause() -> None:

@@ -23,7 +23,7 @@ from vault.errors import CacheUnusable, FormatError, NotARepository, StoreError,
 from vault.format.records import CaptureEntry, Finish, Metric, Output, Start
 from vault.ids import RunId
 from vault.repo import liveness
-from vault.repo.report_box import ReportBox, Said, boxes_left, noted_in_boxes, remember_store
+from vault.repo.report_box import ReportBox, Said, boxes_left, noted_in_boxes, remember_store, remembered_store
 from vault.repo.repository import Repository
 from vault.repo.run_model import RANK
 
@@ -256,6 +256,16 @@ def deliver_left(repository: Repository) -> int:
         except (VaultError, OSError) as error:
             logger.warning("reports of run %s are not delivered: %s", box.run, error)
     return delivered
+
+
+def store_id_of(open_repository: Callable[[], Repository], cache_root: str, store_url: str) -> str:
+    """Return the ID of a store, also while it is away; "" if it was never seen here. Run IDs may hang on it."""
+    try:
+        found = open_repository().config.store
+    except (StoreError, NotARepository, FormatError, OSError):
+        return remembered_store(cache_root, store_url)  # whoever sends something says why it is away
+    remember_store(cache_root, store_url, found)
+    return found
 
 
 def is_launched(cache_root: str, store_url: str, run: RunId, tree: Iterable[tuple[int, int]]) -> bool:

@@ -18,17 +18,17 @@ from vault.capture.launchers import slug
 from vault.capture.proc import RUN_VARIABLE
 from vault.capture.process_tree import script_name
 from vault.capture.this_process import identify_this_process, is_named
-from vault.clock import format_time, now_ns
+from vault.clock import format_time, monotonic_s, now_ns
 from vault.errors import VaultError
 from vault.format.records import Output
 from vault.ids import RunId
 from vault.ops.child import WAITED_FOR, Child, Ended
 from vault.ops.outputs import OutputSpec, OutputWatch
-from vault.ops.reporting import Reporter, deliver_left, is_launched, rank_of, start_of
-from vault.repo.report_box import remembered_store
+from vault.ops.reporting import Reporter, deliver_left, is_launched, rank_of, start_of, store_id_of
 from vault.repo.repository import Repository
 
 LOOK_EVERY_S: Final = 1.0
+LOOKING_SHARE: Final = 20  # pauses are so many times as long as a look: thousands of files are not looked at all the time
 CAPTURE_WAIT_S: Final = 10.0  # then the command starts, and its code is captured beside it
 NOT_EXECUTABLE: Final = 126  # exit statuses of shells
 NOT_FOUND: Final = 127
@@ -82,7 +82,7 @@ def run_command(
         FormatError: a parameter is too long; likewise.
         OSError: the command cannot be started.
     """
-    run, how, identity = _run_of(command, remembered_store(cache_root, store_url))
+    run, how, identity = _run_of(command, store_id_of(open_repository, cache_root, store_url))
     reporter = Reporter(open_repository, run, cache_root=cache_root, store_url=store_url, warn=warn)
     watch: OutputWatch | None = None
     try:
@@ -147,10 +147,13 @@ def _run_watched(command: Command, run: RunId, reporter: Reporter, watch: Output
             reporter.capture_program(command.words, command.executable, command.environment)
         finally:
             captured.set()
-        while not over.wait(LOOK_EVERY_S):
+        pause_s = LOOK_EVERY_S
+        while not over.wait(pause_s):
+            began_s = monotonic_s()
             with contextlib.suppress(VaultError, OSError):
                 watch.look(reporter.repository())
                 reporter.flush()
+            pause_s = max(LOOK_EVERY_S, LOOKING_SHARE * (monotonic_s() - began_s))
 
     watcher = threading.Thread(target=look, name="vault-watch", daemon=True)
     watcher.start()

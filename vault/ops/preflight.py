@@ -6,12 +6,15 @@ Looks only; nothing is restored and nothing is run. Threads: one ObjectReader in
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from vault.capture.environment import distributions, find_interpreter
+import msgspec
+
+from vault.capture.environment import Interpreter, distributions, find_interpreter
 from vault.capture.launchers import RANKS
 from vault.capture.platform import look_at_platform
 from vault.capture.redaction import HIDDEN
@@ -20,7 +23,7 @@ from vault.ops.attempts import HostAttempt
 from vault.ops.audit import Audit
 from vault.ops.captured import UNREADABLE, Document, read_environment
 from vault.ops.listing import root_entry
-from vault.repo.run_model import Input, Run
+from vault.repo.run_model import Capture, Input, Run
 from vault.repo.trees import TreeReader
 from vault.view import open_view
 
@@ -56,6 +59,7 @@ class Preflight:
     run: Run
     attempt: HostAttempt
     executable: str  # "" if there is none to run it with
+    capture: Capture | None  # whose code and environment are meant
     document: Document | None
     variables: Mapping[str, str]  # to be set
     findings: tuple[Finding, ...] = field(default=())
@@ -82,17 +86,18 @@ def preflight(audit: Audit, run: Run, attempt: HostAttempt, *, rebuild: bool = F
     """
     findings: list[Finding] = []
     document: Document | None = None
-    if attempt.capture is not None:
+    captured = capture_to_repeat(attempt)
+    if captured is not None:
         try:
-            document = read_environment(audit.repository.object_reader(), attempt.capture)
+            document = read_environment(audit.repository.object_reader(), captured)
         except UNREADABLE as error:
             findings.append(Finding(Weight.BLOCKER, "environment", f"its record cannot be read: {error}"))
-    variables = {} if attempt.capture is None else _variables(attempt.capture.variables, findings)
+    variables = {} if captured is None else _variables(captured.variables, findings)
     findings += _command(attempt)
     findings += _record(run, attempt)
     findings += _data(audit, run)
     findings += _code(audit, attempt)
-    executable = find_executable(attempt)
+    executable = find_executable(attempt, document)
     if not executable and not rebuild:
         what = attempt.command[0] if attempt.command else "the command"
         findings.append(
@@ -100,16 +105,37 @@ def preflight(audit: Audit, run: Run, attempt: HostAttempt, *, rebuild: bool = F
         )
     if document is not None:
         findings += _rebuilding(document) if rebuild else _packages(document, attempt, executable)
-        findings += _libraries(document, attempt)
+        found = interpreter_of(attempt, executable) if not rebuild else None
+        findings += _libraries(document, found.prefix if found is not None else "")
     findings += _machine(attempt, document)
-    return Preflight(run, attempt, executable, document, variables, tuple(findings))
+    return Preflight(run, attempt, executable, captured, document, variables, tuple(findings))
 
 
-def find_executable(attempt: HostAttempt) -> str:
-    """Return the program to run: where the command's first word leads, as far as that is here; "" if nowhere."""
+def capture_to_repeat(attempt: HostAttempt) -> Capture | None:
+    """Return code and environment to start from.
+
+    Who started the command by `vault run` knows which program that is; a mount also takes code of the programs above it
+    for the run's. Libraries are known to the mount alone, which saw the program run.
+    """
+    best = attempt.capture
+    launched = [part.capture for part in attempt.parts if part.is_launch and part.capture is not None and part.capture.code]
+    if best is None or not launched:
+        return best
+    environments = [part.capture.environment for part in attempt.parts if part.capture is not None]
+    known = [environment for environment in environments if environment is not None]
+    fullest = max(known, key=lambda environment: environment.libraries, default=None)
+    return msgspec.structs.replace(launched[0], environment=fullest)
+
+
+def find_executable(attempt: HostAttempt, document: Document | None = None) -> str:
+    """Return the program to run: where the command's first word leads, as far as that is here; "" if nowhere.
+
+    Of other Pythons at hand the one is taken that lacks least of the recorded packages.
+    """
     first = attempt.command[0] if attempt.command else ""
     start = attempt.parts[0].start
-    environment = attempt.capture.environment if attempt.capture is not None else None
+    captured = capture_to_repeat(attempt)
+    environment = captured.environment if captured is not None else None
     candidates = []
     if "/" in first:
         candidates.append(os.path.join(start.cwd, first))
@@ -117,15 +143,35 @@ def find_executable(attempt: HostAttempt) -> str:
         candidates.append(os.path.join(environment.prefix, "bin", first))
     candidates.append(start.executable.removesuffix(" (deleted)"))
     name = os.path.basename(first)
-    if first and ("/" not in first or _PYTHON.match(name)):
-        candidates.append(shutil.which(name) or "")  # another place of the same program: its packages are looked at
-    usable = (path for path in candidates if path and os.path.isfile(path) and os.access(path, os.X_OK))
-    found = next(usable, "")
+    found = next(filter(_is_program, candidates), "")
+    if not found and _PYTHON.match(name) and document is not None:
+        others = filter(_is_program, (shutil.which(name) or "", sys.executable))
+        found = min(others, key=lambda path: len(_absent(document, attempt, path)), default="")
+    elif not found and "/" not in first:
+        found = shutil.which(first) or ""
     return found or (first if "/" in first and _in_code(attempt, os.path.join(start.cwd, first)) else "")
 
 
+def _is_program(path: str) -> bool:
+    return bool(path) and os.path.isfile(path) and os.access(path, os.X_OK)
+
+
+def interpreter_of(attempt: HostAttempt, executable: str) -> Interpreter | None:
+    """Return the Python that a program on this machine is, or is run by."""
+    words = (executable, *attempt.command[1:])
+    return find_interpreter(words, executable, attempt.parts[0].start.cwd, dict(os.environ)) if executable else None
+
+
+def _absent(document: Document, attempt: HostAttempt, executable: str) -> list[str]:
+    """Return the recorded packages that a Python on this machine lacks."""
+    found = interpreter_of(attempt, executable)
+    installed = {package.name for package in distributions(found.sites)} if found is not None else set()
+    return [f"{package.name} {package.version}" for package in document.packages if package.name not in installed]
+
+
 def _in_code(attempt: HostAttempt, path: str) -> bool:
-    trees = attempt.capture.code if attempt.capture is not None else ()
+    captured = capture_to_repeat(attempt)
+    trees = captured.code if captured is not None else ()
     return any(os.path.normpath(path).startswith(f"{tree.root}/") for tree in trees)
 
 
@@ -192,7 +238,7 @@ def _missing_files(audit: Audit, run: Run, used: Input) -> str:
 
 
 def _code(audit: Audit, attempt: HostAttempt) -> Iterator[Finding]:
-    capture = attempt.capture
+    capture = capture_to_repeat(attempt)
     if capture is None or not capture.code:
         text = "none is on record: files of code are taken as they are on this machine now"
         yield Finding(Weight.DOUBT, "code", text)
@@ -213,22 +259,19 @@ def _code(audit: Audit, attempt: HostAttempt) -> Iterator[Finding]:
 def _packages(document: Document, attempt: HostAttempt, executable: str) -> Iterator[Finding]:
     if not document.interpreter:
         return
-    start = attempt.parts[0].start
-    words = (executable, *attempt.command[1:]) if executable else attempt.command
-    found = find_interpreter(words, executable, start.cwd, dict(os.environ)) if executable else None
+    found = interpreter_of(attempt, executable)
     if found is None:
         return
     here = f"{found.name} {found.version}".strip()
     if here != document.interpreter:
         yield Finding(Weight.DOUBT, "environment", f"the interpreter was {document.interpreter}, is {here}")
     installed = {package.name: package.version for package in distributions(found.sites)}
-    absent, other = [], []
-    for package in document.packages:
-        version = installed.get(package.name)
-        if version is None:
-            absent.append(f"{package.name} {package.version}")
-        elif version != package.version:
-            other.append(f"{package.name} was {package.version}, is {version}")
+    absent = _absent(document, attempt, executable)
+    other = [
+        f"{package.name} was {package.version}, is {installed[package.name]}"
+        for package in document.packages
+        if installed.get(package.name, package.version) != package.version
+    ]
     if absent:
         yield Finding(
             Weight.BLOCKER, "environment", f"not installed: {_listed(absent)}; use --env rebuild, or install them"
@@ -252,13 +295,14 @@ def python_for(document: Document) -> str:
     return (shutil.which(f"python{minor[1]}") or "") if minor else ""
 
 
-def _libraries(document: Document, attempt: HostAttempt) -> Iterator[Finding]:
-    environment = attempt.capture.environment if attempt.capture is not None else None
-    prefix = environment.prefix if environment is not None else ""
+def _libraries(document: Document, prefix: str) -> Iterator[Finding]:
+    """Compare native libraries: those of packages below a prefix, if there is one already, and those of the system."""
     absent, other = [], []
     for library in document.libraries:
+        if not prefix and not library.path.startswith("/"):
+            continue
         try:
-            size = os.path.getsize(os.path.join(prefix or "/", library.path))
+            size = os.path.getsize(os.path.join(prefix, library.path))
         except OSError:
             absent.append(library.path)
         else:
@@ -271,7 +315,8 @@ def _libraries(document: Document, attempt: HostAttempt) -> Iterator[Finding]:
 
 
 def _machine(attempt: HostAttempt, document: Document | None) -> Iterator[Finding]:
-    recorded = attempt.capture.platform if attempt.capture is not None else {}
+    captured = capture_to_repeat(attempt)
+    recorded = captured.platform if captured is not None else {}
     here = look_at_platform()
     gpus = [value for name, value in recorded.items() if name.startswith("gpu.")]
     gpus_here = [value for name, value in here.items() if name.startswith("gpu.")]

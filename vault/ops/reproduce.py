@@ -19,7 +19,6 @@ from typing import Final
 
 import msgspec
 
-from vault.capture.environment import find_interpreter
 from vault.capture.launchers import slug
 from vault.capture.look import Subject
 from vault.capture.proc import RUN_VARIABLE
@@ -36,7 +35,7 @@ from vault.ops.capturing import capture
 from vault.ops.checkout import checkout
 from vault.ops.child import tail_text
 from vault.ops.listing import root_entry
-from vault.ops.preflight import Preflight
+from vault.ops.preflight import Preflight, interpreter_of
 from vault.ops.private_place import NOT_STARTED, Bind, Plan
 from vault.ops.rebuild import rebuild
 from vault.ops.reporting import deliver_left, start_of
@@ -245,7 +244,7 @@ class _Session:
                 place.put(place.folder("fresh", str(number)), target, writable=True)
         if os.path.isdir(cache := os.path.expanduser("~/.cache")):
             place.put(place.folder("fresh", "cache"), cache, writable=True)
-        trees = self._attempt.capture.code if self._attempt.capture is not None else ()
+        trees = self._flight.capture.code if self._flight.capture is not None else ()
         for number, tree in enumerate(trees):
             source = os.path.join(place.folder("code"), str(number))
             root = root_entry(TreeReader(self._repository.object_reader()), parse_digest(tree.snapshot))
@@ -282,8 +281,7 @@ class _Session:
     def _needed(self) -> Iterator[str]:
         """Yield what must stay in sight: what the command is run by."""
         yield os.path.dirname(self._executable)
-        words = (self._executable, *self._attempt.command[1:])
-        found = find_interpreter(words, self._executable, self._start.cwd, dict(os.environ))
+        found = interpreter_of(self._attempt, self._executable)
         if found is not None:
             yield from (found.prefix, found.base, *found.sites)
         if self._options.rebuild:
@@ -352,14 +350,14 @@ class _Session:
                 environment=self._environment(),
             )
             found = capture(self._records, subject)
-        if self._attempt.capture is not None:
-            found["code"] = self._attempt.capture.code
+        if self._flight.capture is not None:
+            found["code"] = self._flight.capture.code
         writer.capture(**found)
 
     def _is_elsewhere(self, word: str) -> bool:
         """Say whether the program that is run lies elsewhere than where the command says."""
-        path = os.path.join(self._start.cwd, word)
-        return self._executable != word and not os.path.lexists(path) and self._place.covers(path) is None
+        path = os.path.normpath(os.path.join(self._start.cwd, word))
+        return self._executable not in (word, path) and not os.path.lexists(self._place.real(path))
 
     def _carry_out(self) -> Finish:
         words = list(self._attempt.command)

@@ -8,7 +8,8 @@
     /.vault/              small files about the mount (status_files.py)
 
 A selector may be pinned when the mount is made: it then leads to one version for ever, as for a run that is repeated.
-The journals are looked at when somebody asks, and at most once a second: a version appears within that time.
+The journals are looked at when somebody asks, and at most once a second: a version appears within that time. Whoever asks
+for a version by its name finds it at once.
 Threads: one.
 """
 
@@ -30,6 +31,7 @@ from vault_fuse.wire import MOMENT_S
 logger = logging.getLogger(__name__)
 
 STATUS_FOLDER: Final = ".vault"
+LOOK_AGAIN_S: Final = 0.02
 
 
 class Namespace:
@@ -53,6 +55,7 @@ class Namespace:
         self._versions: dict[str, tuple[str, Version]] = {}  # path of a version -> (dataset, version)
         self._changed_ns: dict[str, int] = {}
         self._read_s = -float(MOMENT_S)
+        self._looked_s = -float(LOOK_AGAIN_S)
 
     def names(self, folder: str) -> dict[str, Node]:
         """Return what a folder holds, by name. Raises StoreError if the journals cannot be read and never were."""
@@ -65,7 +68,11 @@ class Namespace:
         if shown is not None and shown.kind in (NodeKind.VERSION, NodeKind.STATUS):
             return shown  # never moves
         shown = self.names(folder).get(name)
-        return shown if shown is not None or "@b3:" not in name else self._by_digest(folder, name)
+        if shown is not None or "@" not in name:
+            return shown
+        if "@b3:" in name:
+            return self._by_digest(folder, name)
+        return self._folders.get(folder, {}).get(name) if self._is_new(f"{folder}/{name}" if folder else name) else None
 
     def version(self, path: str) -> tuple[str, Version] | None:
         """Return dataset and version of a path such as vision/imagenet@v2, or None."""
@@ -101,6 +108,28 @@ class Namespace:
         if resolved is None or resolved.version is None:
             return None
         return Node(NodeKind.LINK, path, f"{_last(ref.name)}@v{resolved.version.number}")
+
+    def _is_new(self, path: str) -> bool:
+        """Look at one dataset again for a name that is not shown: who has just committed a version may ask for it at once.
+
+        Not more often than every LOOK_AGAIN_S, whoever asks for what.
+        """
+        now_s = monotonic_s()
+        if now_s - self._looked_s < LOOK_AGAIN_S:
+            return False
+        self._looked_s = now_s
+        try:
+            with waiting(self._waits):
+                name = parse_ref(path).name
+                newest = self._datasets.last_version(name)
+                if not newest or f"{name}@v{newest}" in self._versions:
+                    return False
+                self._read()
+        except VaultError as error:
+            logger.debug("%s was not looked for again: %s", path, error)
+            return False
+        self._read_s = monotonic_s()
+        return True
 
     def _refresh(self) -> None:
         now_s = monotonic_s()

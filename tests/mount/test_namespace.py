@@ -186,6 +186,14 @@ def test_a_new_version_appears_by_its_name(growing):
     assert "digits@v3" in json.loads(growing.status("snapshots"))
 
 
+@pytest.mark.parametrize("name", ["digits@v3", "fresh@v1", "fresh@latest"])
+def test_a_new_version_is_there_for_who_asks_by_name(growing, tmp_path, name):
+    os.listdir(growing.path)  # the mount has just looked
+    fill(growing.site, str(tmp_path / "source"), f"{name.partition('@')[0]}:3")
+    with open(f"{growing.path}/{name}/number") as file:
+        assert file.read() == "3"
+
+
 def test_a_new_version_appears_in_the_listing(growing):
     """Nothing else is asked for: the kernel keeps a listing while its folder seems unchanged."""
     assert "digits@v3" not in os.listdir(growing.path)

@@ -12,6 +12,7 @@ Threads: safe.
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 import threading
@@ -35,6 +36,8 @@ BOXES: Final = "reports"
 SEGMENT_SIZE_MAX: Final = 2 << 20
 SEGMENT_ITEMS_MAX: Final = 1024  # parameters, metrics and outputs: less than an entry may hold of each
 BOX_SIZE_MAX: Final = 256 << 20  # what waits for the store; more metrics than that are refused
+
+logger = logging.getLogger(__name__)
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -61,7 +64,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     boot: str
 
 
-class _State(msgspec.Struct, frozen=True, kw_only=True):
+class _State(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     number: int = 0  # of the last entry that the store has
     digest: str | None = None
 
@@ -332,8 +335,10 @@ def _take_over(folder: str) -> ReportBox | None:
         header = msgspec.json.decode(read_file(f"{folder}/header") or b"", type=Header)
         check_run_id(header.run)
         return ReportBox(folder, header, held)
-    except (OSError, msgspec.MsgspecError, ValueError):
+    except (OSError, msgspec.MsgspecError, ValueError, Damaged) as error:
         os.close(held)
+        if not isinstance(error, BlockingIOError):
+            logger.warning("reports in %s cannot be read, and are left there: %s", folder, error)
         return None
 
 

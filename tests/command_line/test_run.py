@@ -460,6 +460,7 @@ def test_what_cannot_be_started_after_all_is_on_record(site, tmp_path):
     assert only_run(site)[1].exit_status == 126
 
 
+@pytest.mark.slow
 def test_a_store_that_is_full_takes_the_record_later_and_the_command_goes_on(site, tmp_path):
     try:
         with small_disk(str(tmp_path / "disk"), size="400k") as disk:

@@ -78,6 +78,8 @@ class Namespace:
         """Return dataset and version of a path such as vision/imagenet@v2, or None."""
         if path not in self._versions:
             self._refresh()
+        if path not in self._versions:
+            self._look(path)  # another worker has shown it already
         return self._versions.get(path)
 
     def folder_exists(self, path: str) -> bool:
@@ -118,6 +120,9 @@ class Namespace:
         if now_s - self._looked_s < LOOK_AGAIN_S:
             return False
         self._looked_s = now_s
+        return self._look(path)
+
+    def _look(self, path: str) -> bool:
         try:
             with waiting(self._waits):
                 name = parse_ref(path).name

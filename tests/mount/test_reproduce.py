@@ -196,6 +196,24 @@ def test_outputs_below_folders_that_git_would_ignore_are_found(bench):
     assert verdicts(bench.again("--repeat", "2"))[1]["level"] == "L0"
 
 
+def test_outputs_behind_a_symlink_of_the_code_are_written_elsewhere_too(bench):
+    target = Path(tempfile.mkdtemp(prefix=".vault-test-", dir=os.path.expanduser("~")))
+    try:
+        os.symlink(target, bench.project / "ckpts")
+        text = """
+            import sys
+            open(sys.argv[1] + "/scale").read()
+            open("ckpts/w.txt", "a").write("same")
+        """
+        for path in (["git", "init", "-q"], ["git", "add", "ckpts"]):
+            subprocess.run(path, cwd=bench.project, check=True)
+        bench.job(text, out="ckpts/w.txt=weights")
+        assert verdicts(bench.again())[0]["level"] == "L0"
+        assert (target / "w.txt").read_text() == "same"
+    finally:
+        shutil.rmtree(target)
+
+
 # What the command can reach.
 
 
@@ -346,6 +364,16 @@ def test_missing_packages_hardware_and_secrets_are_named(bench):
         "too large",
     ):
         assert word in doubts, word
+
+
+def test_paths_of_a_hostile_record_lead_nowhere(bench):
+    bench.job(USUAL)
+    run, _ = Runs(open_store(bench.site.store)).load(RunId("first"))
+    capture = next(part.capture for part in run.history if part.capture is not None)
+    for number, root in enumerate((f"{bench.project}/../../x", "relative", "//x", "/x/./y", "/")):
+        code = type(capture.code[0])(root=root, snapshot=capture.code[0].snapshot, files=1, bytes=1)
+        rewrite_capture(bench, f"hostile-{number}", code=(code,))
+        assert "is no path" in findings(bench.again(name=f"hostile-{number}", status=1), "blocker")
 
 
 def test_what_makes_no_sense_is_refused(bench, tmp_path):

@@ -93,7 +93,7 @@ def preflight(audit: Audit, run: Run, attempt: HostAttempt, *, rebuild: bool = F
         except UNREADABLE as error:
             findings.append(Finding(Weight.BLOCKER, "environment", f"its record cannot be read: {error}"))
     variables = {} if captured is None else _variables(captured.variables, findings)
-    findings += _command(attempt)
+    findings += _command(run, attempt)
     findings += _record(run, attempt)
     findings += _data(audit, run)
     findings += _code(audit, attempt)
@@ -186,7 +186,7 @@ def _variables(recorded: Mapping[str, str], findings: list[Finding]) -> dict[str
     return kept
 
 
-def _command(attempt: HostAttempt) -> Iterator[Finding]:
+def _command(run: Run, attempt: HostAttempt) -> Iterator[Finding]:
     start = attempt.parts[0].start
     if not attempt.command:
         yield Finding(Weight.BLOCKER, "command", "it is not on record")
@@ -194,6 +194,13 @@ def _command(attempt: HostAttempt) -> Iterator[Finding]:
         yield Finding(Weight.BLOCKER, "command", "it held a secret, which is not on record")
     if len(attempt.command) >= 256:
         yield Finding(Weight.DOUBT, "command", "only its first 256 words are on record")
+    captured = capture_to_repeat(attempt)
+    covered = [tree.root for tree in (captured.code if captured is not None else ())]
+    covered += [part.start.mountpoint for part in attempt.parts] + [output.path for output in run.outputs]
+    for place in filter(None, (start.cwd, *covered)):
+        is_plain = place.startswith("/") and not place.startswith("//") and os.path.normpath(place) == place
+        if not is_plain or "\0" in place or (place == "/" and place in covered):
+            yield Finding(Weight.BLOCKER, "record", f"{place!r} is no path that something can be put at")
     if not start.cwd:
         yield Finding(Weight.BLOCKER, "command", "the folder that it was started in is not on record")
 

@@ -50,7 +50,7 @@ from vault.repo.trees import TreeReader
 from vault.stores.registry import open_store
 
 _TAIL_SIZE: Final = 16 << 10
-_METRIC_FILE_MAX: Final = 1 << 20
+_LINKS_MAX: Final = 16
 _SYSTEM: Final = ("/usr", "/etc", "/bin", "/lib", "/lib64", "/sbin", "/proc", "/sys", "/dev", "/run", "/boot")
 _FRESH: Final = ("/tmp", "/var/tmp", "/dev/shm")
 
@@ -99,6 +99,19 @@ class _Place:
         """Return what the command finds at a path instead of what is really there, or None."""
         found = [bind for target, bind in self.binds.items() if path == target or path.startswith(f"{target}/")]
         return max(found, key=lambda bind: len(bind.target), default=None)
+
+    def leads_to(self, path: str) -> str:
+        """Return where a path ends for the command if symlinks lead out of what was put there: nothing is made there."""
+        for _ in range(_LINKS_MAX):
+            bind = self.covers(path)
+            root = "" if bind is None else os.path.realpath(bind.source)
+            found = os.path.realpath(self.real(path))
+            if bind is not None and (found == root or found.startswith(f"{root}/")):
+                return path
+            if found == path:
+                return path
+            path = found
+        raise MountError(path, "symlinks of the code lead in circles")
 
     def real(self, path: str) -> str:
         """Return where what the command calls so really lies."""
@@ -257,7 +270,7 @@ class _Session:
                 place.put(cwd, cwd)
         for number, original in enumerate(originals):
             if original.path:
-                folder = os.path.dirname(original.path) if original.is_file else original.path
+                folder = place.leads_to(os.path.dirname(original.path) if original.is_file else original.path)
                 bind = place.covers(folder)
                 if bind is None or not bind.writable:
                     place.put(place.folder("out", str(number)), folder, writable=True)
@@ -409,7 +422,12 @@ class _Session:
         pairs: list[tuple[str, str, str]] = []
         counts: dict[str, int] = {}
         for original in originals:
-            new = self._place.real(original.path) if original.path else ""
+            new = ""
+            if original.path:
+                folder, name = os.path.split(original.path)
+                new = os.path.join(self._place.real(self._place.leads_to(folder)), name)
+                if not original.is_file:
+                    new = self._place.real(self._place.leads_to(original.path))
             if not original.path:
                 dataset = original.name.partition("@")[0]
                 counts[dataset] = counts.get(dataset, 0) + 1

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import vault.format.tree as tree_module
+import vault.format.tree_check as tree_check_module
+import vault.format.tree_encoder as tree_encoder_module
 import vault.ops.freeze as freeze_module
 from vault.errors import (
     FormatError,
@@ -70,9 +71,10 @@ def small_limits() -> Iterator[None]:
     """Large files from 64 KiB on, and directories of several pages from seven names on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(freeze_module, "PACKED_SIZE_MAX", 64 << 10)
-        patch.setattr(tree_module, "SINGLE_PAGE_ENTRIES_MAX", 6)
-        patch.setattr(tree_module, "PAGE_ENTRIES_MIN", 3)
-        patch.setattr(tree_module, "PAGE_ENTRIES_MAX", 6)
+        for module in (tree_encoder_module, tree_check_module):
+            patch.setattr(module, "SINGLE_PAGE_ENTRIES_MAX", 6)
+        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MIN", 3)
+        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MAX", 6)
         yield
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import vault.format.tree as tree_module
+import vault.format.tree_check as tree_check_module
+import vault.format.tree_encoder as tree_encoder_module
 import vault.ops.freeze as freeze_module
 from vault.errors import FormatError, IntegrityError, KeyNotFound, ObjectMissing
 from vault.format.layout import map_key
@@ -48,9 +49,10 @@ class Pristine:
 def pristine(shared_fast_path: Path) -> Iterator[Pristine]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(freeze_module, "PACKED_SIZE_MAX", 64 << 10)
-        patch.setattr(tree_module, "SINGLE_PAGE_ENTRIES_MAX", 6)
-        patch.setattr(tree_module, "PAGE_ENTRIES_MIN", 3)
-        patch.setattr(tree_module, "PAGE_ENTRIES_MAX", 6)
+        for module in (tree_encoder_module, tree_check_module):
+            patch.setattr(module, "SINGLE_PAGE_ENTRIES_MAX", 6)
+        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MIN", 3)
+        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MAX", 6)
         place = Place.make(shared_fast_path, SMALL_CHUNKS)
         repository = place.repository()
         snapshot = commit(repository, place.write(TREE), "d").snapshot

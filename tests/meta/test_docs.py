@@ -347,13 +347,20 @@ def test_the_first_hour_goes_as_printed(folder):
 
 @pytest.mark.fuse
 @needs_mount
+def test_the_mess_becomes_reproducible_as_printed(folder):
+    of_git = {r"git [0-9a-f]{12}": r"git [0-9a-f]{12}"}
+    replay(DOCS / "tutorial" / "from-mess-to-reproducible.md", folder, "/home/ana/mess", of_git)
+
+
+@pytest.mark.fuse
+@needs_mount
 def test_the_quick_start_goes_as_printed(folder):
     shutil.copytree(DOCS, folder / "docs")
     replay(ROOT / "README.md", folder, "/home/ana", OF_THESE_DOCUMENTS)
 
 
 def test_console_blocks_are_in_pages_that_are_run():
-    replayed = {"README.md", "first-hour.md"}
+    replayed = {"README.md", "first-hour.md", "from-mess-to-reproducible.md"}
     for page, block in every_block("console"):
         assert page.name in replayed or block.opt_out, f"{ids(page)}, line {block.line}: nothing runs this block"
 

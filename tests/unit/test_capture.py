@@ -364,3 +364,14 @@ def test_the_store_and_the_cache_are_nobodys_code(tmp_path):
     (tmp_path / ".git").rename(tmp_path / "cache" / "git")
     (tree,) = capture(repository, Subject(cwd=str(tmp_path), command=["python", "train.py"]))["code"]
     assert (tree.vcs, tree.files) == ("", 1)
+
+
+def test_the_code_of_who_reads_comes_before_that_of_who_started_it(tmp_path):
+    starter, job = tmp_path / "starter", tmp_path / "job"
+    for folder, name in ((starter, "sweep.sh"), (job, "train.py")):
+        folder.mkdir()
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    subprocess.run(["git", "init", "-q", str(starter)], check=True)
+    found = list(look_at_code([str(job / "train.py"), str(starter / "sweep.sh")], str(job), (), []))
+    assert [item.facts.root for item in found if isinstance(item, FoundTree)] == [str(job), str(starter)]

@@ -128,26 +128,23 @@ def look_at_code(
         gaps: takes what could not be captured.
         may_ask_git: whether git may be started.
     """
-    trees: dict[str, str] = {}  # root -> script
-    plain: dict[str, str] = {}
+    trees: dict[tuple[str, bool], str] = {}  # (root, whether git keeps it) -> script, in the order of the scripts
     for script in scripts:
         root = find_worktree(os.path.dirname(script))
         if _is_below(root or script, forbidden):
             continue
         if root:
-            trees.setdefault(root, script)
-        elif not any(os.path.commonpath([script, known]) == known for known in trees):
-            plain.setdefault(os.path.dirname(script), script)
+            trees.setdefault((root, True), script)
+        elif not any(is_git and os.path.commonpath([script, known]) == known for known, is_git in trees):
+            trees.setdefault((os.path.dirname(script), False), script)
     if cwd and (root := find_worktree(cwd)) and not _is_below(root, forbidden):
-        trees.setdefault(root, "")
-    number = 0
-    for root, script in list(trees.items())[:TREES_MAX]:
-        yield from _git_tree(number, root, script, forbidden, gaps, may_ask_git)
-        number += 1
-    for folder, script in list(plain.items())[: TREES_MAX - number]:
-        yield from _plain_tree(number, folder, script, forbidden)
-        number += 1
-    if not number:
+        trees.setdefault((root, True), "")
+    for number, ((root, is_git), script) in enumerate(list(trees.items())[:TREES_MAX]):
+        if is_git:
+            yield from _git_tree(number, root, script, forbidden, gaps, may_ask_git)
+        else:
+            yield from _plain_tree(number, root, script, forbidden)
+    if not trees:
         gaps.append("code: the command names no script, and it was not started in a git worktree")
 
 

@@ -146,6 +146,7 @@ def _recording(bench: Bench, sizes: Sizes) -> None:
     for command in (*vault.prepare(place), vault.commit(place, tree.path, 1)):
         bench.run(command)
     overhead.recording(bench, tree, 1)
+    overhead.first_opens(bench, tree, 1)
     bench.workspace.remove(folder)
     bench.workspace.remove(bench.workspace.folder("small"))
 

@@ -1,16 +1,19 @@
 """Scenarios of what comes on top: recording, and the start of a command."""
 
+import os
 import random
+import subprocess
 import sys
 
 from bench import caches, readers
 from bench.execute import Command
 from bench.mounting import mounted
 from bench.scenario import Bench
-from bench.tables import RECORDING, START
+from bench.tables import FIRST_OPEN, RECORDING, START
 from bench.trees import Tree
-from bench.vaultfs import VAULT, Vault
+from bench.vaultfs import VAULT, Vault, vault
 
+_OPENS = 1000
 _PASSES = 5  # warm passes of each mount, in turns: the difference is small, the noise is not
 
 
@@ -40,6 +43,48 @@ def recording(bench: Bench, tree: Tree, number: int) -> None:
                 bench.say(f"{row}, {count} readers: {value:,.0f} files/s")
 
 
+def first_opens(bench: Bench, tree: Tree, number: int) -> None:
+    """Time the first open of new runs, and those after it, with capture and without."""
+    vault = next((c for c in bench.candidates if isinstance(c, Vault) and c.commits), None)
+    if vault is None:
+        return
+    place = bench.place("small", vault)
+    rows = {"capture on": vault, "capture off": Vault(name="capture off", captures=False)}
+    worktree = _worktree(bench.workspace.folder("worktree"))
+    job = os.path.join(os.path.dirname(os.path.abspath(__file__)), "opener.py")
+    with (
+        mounted(bench.workspace, rows["capture on"], place, tree.path, number) as captured,
+        mounted(bench.workspace, rows["capture off"], place, tree.path, number) as plain,
+    ):
+        roots = {"capture on": captured.root, "capture off": plain.root}
+        for turn in range(2 * bench.sizes.starts):
+            for row in sorted(roots, reverse=bool(turn % 2)):
+                names = random.Random(turn).sample(list(tree.files), _OPENS)
+                argv = (sys.executable, "-I", "-S", job, roots[row], *names)
+                done = subprocess.run(
+                    argv, cwd=worktree, capture_output=True, text=True, check=True, start_new_session=True
+                )
+                first_ns, rest_ns = map(int, done.stdout.split())
+                bench.results.add(FIRST_OPEN.id, row, "first", first_ns / 1e9)
+                bench.results.add(FIRST_OPEN.id, row, "next", rest_ns / 1e9 / (_OPENS - 1))
+    for row in rows:
+        bench.say(f"{row}: {(bench.results.median(FIRST_OPEN.id, row, 'first') or 0) * 1e3:.1f} ms to open the first file")
+    bench.workspace.remove(worktree)
+
+
+def _worktree(folder: str) -> str:
+    """Make a git worktree of 200 small files, one of them changed."""
+    for index in range(200):
+        with open(f"{folder}/module{index}.py", "w", encoding="ascii") as file:
+            file.write(f"VALUE = {index}\n" * 40)
+    git = ("git", "-c", "user.name=bench", "-c", "user.email=bench@example.org", "-C", folder)
+    for arguments in (("init", "-q"), ("add", "."), ("commit", "-qm", "as it was")):
+        subprocess.run([*git, *arguments], check=True)
+    with open(f"{folder}/module0.py", "a", encoding="ascii") as file:
+        file.write("# changed\n")
+    return folder
+
+
 def starts(bench: Bench) -> None:
     """Time commands that do next to nothing."""
     commands = {
@@ -49,6 +94,11 @@ def starts(bench: Bench) -> None:
         "vault commit --help": (VAULT, "commit", "--help"),
         "vault mount --help": (VAULT, "mount", "--help"),
     }
+    place = bench.place("starts", Vault())
+    bench.run(vault(place, "init"))
+    launched = vault(place, "run", "--", "true")
     for _ in range(bench.sizes.starts):
         for row, argv in commands.items():
             bench.results.add(START.id, row, "time", bench.run(Command(argv)).elapsed_s)
+        bench.results.add(START.id, "vault run -- true", "time", bench.run(launched).elapsed_s)
+    bench.workspace.remove(bench.workspace.folder("starts"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from bench.results import Column, Results, Table, speed_ratio
 
 _LINE_LENGTH = 120
-_UNITS = {"MB": (1e-6, "MB"), "MB/s": (1e-6, "MB/s"), "ms": (1e3, "ms")}
+_UNITS = {"MB": (1e-6, "MB"), "MB/s": (1e-6, "MB/s"), "ms": (1e3, "ms"), "us": (1e6, "us")}
 
 
 def render(
@@ -65,4 +65,4 @@ def _number(value: float, unit: str) -> str:
     value *= factor
     if unit.endswith("/s") or value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 or unit in ("MB", "ms") else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 10 or unit in ("MB", "ms", "us") else f"{value:.2f}"

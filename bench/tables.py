@@ -108,6 +108,13 @@ RECORDING: Final = Table(
     (Column("warm_1", "warm pass, 1 reader", "files/s"), Column("warm_4", "warm pass, 4 readers", "files/s")),
     "The same mount with its recorder and with one that does nothing, in turns.",
 )
+FIRST_OPEN: Final = Table(
+    "first-open",
+    "What capture costs a job",
+    "capture off",
+    (Column("first", "first open of a run", "ms"), Column("next", "the 999 opens after it, each", "us")),
+    "Each open is of another file; each job is a process in a session of its own, started in a git worktree of 200 files.",
+)
 MEMORY: Final = Table(
     "memory",
     "Memory of a mount after the passes over the small files",
@@ -117,4 +124,16 @@ MEMORY: Final = Table(
         Column("private", "all processes, private", "MB", compared=False),
     ),
 )
-ALL: Final = (SMALL_COMMIT, LARGE_COMMIT, FIRST_LISTING, SMALL_READ, LARGE_READ, LISTING, SCALE, MEMORY, RECORDING, START)
+ALL: Final = (
+    SMALL_COMMIT,
+    LARGE_COMMIT,
+    FIRST_LISTING,
+    SMALL_READ,
+    LARGE_READ,
+    LISTING,
+    SCALE,
+    MEMORY,
+    RECORDING,
+    FIRST_OPEN,
+    START,
+)

@@ -26,6 +26,7 @@ class Vault:
     engine: str | None = None
     shares_image_of: str | None = None
     records: bool = True
+    captures: bool = True
     increments: bool = True
     mounts: bool = True
 
@@ -48,7 +49,8 @@ class Vault:
     def mount(self, place: str, tree: str, number: int, point: str) -> Mount:
         if self.records:
             engine = ("--engine", self.engine) if self.engine else ()
-            start = vault(place, "mount", *engine, point)
+            capture = () if self.captures else ("--no-capture",)
+            start = vault(place, "mount", *engine, *capture, point)
         else:
             start = Command((sys.executable, _UNRECORDED, f"{place}/store", f"{place}/cache", point))
         return Mount(start, f"{point}/{DATASET}@latest", (VAULT, "umount", point))

@@ -122,7 +122,7 @@ def test_killed_it_leaves_nothing_that_looks_like_a_bundle(tmp_path: Path) -> No
     record_run(place.repository(), "run-1", {"d@v1": [b"1"]})
     (tmp_path / "out").mkdir()
     command = site.command("bundle", "run-1", "-o", str(tmp_path / "out" / "run.vault"), "--yes", "-q")
-    process = subprocess.Popen(command, env=site.environment(), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=site.environment() | {"TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
     while process.poll() is None and not any(file.stat().st_size > 1 << 20 for file in (tmp_path / "out").iterdir()):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

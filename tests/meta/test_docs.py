@@ -257,8 +257,8 @@ def test_commands_in_blocks_exist_and_take_these_options():
             command = table.get_command(context, name)
             assert command is not None
             known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-            rest = rest.partition(" -- ")[0]  # behind it is another program's command line
-            given = re.findall(r"(?<=\s)(--[a-z][\w-]*)", re.sub(r"'[^']*'|\"[^\"]*\"|\$\([^)]*", "", rest))
+            ours = rest.partition(" -- ")[0]  # behind it is another program's command line
+            given = re.findall(r"(?<=\s)(--[a-z][\w-]*)", re.sub(r"'[^']*'|\"[^\"]*\"|\$\([^)]*", "", ours))
             assert set(given) <= known, f"{ids(page)}, line {block.line}: vault {name} does not take {set(given) - known}"
             uses += 1
     assert uses > 40

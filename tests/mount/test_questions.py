@@ -1,6 +1,7 @@
 """What real jobs leave, asked for whole: two trainings through a mount, the second from the weights of the first."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -60,3 +61,20 @@ def test_two_trainings_are_compared_and_traced(tmp_path):
     assert site.json("audit", "--run", "base", "--never", "digits@v1/test")[-1]["certain"] is True
     shown = site.vault("runs", "show", "warm").stdout
     assert f"code  {tmp_path}/code/train.py" in shown and "exit status 0" in shown
+
+
+def test_two_runs_in_one_process_tree_are_told_apart(tmp_path):
+    site = Site.make(str(tmp_path))
+    (tmp_path / "source").mkdir()
+    for name in ("a", "b", "c"):
+        (tmp_path / "source" / name).write_text(name)
+    site.commit(str(tmp_path / "source"), "letters")
+    with mounted(site, str(tmp_path / "mnt"), engine="direct") as mount:
+        vault = " ".join(map(shlex.quote, site.command("run", "-q", "--name")))
+        data = f"{mount.path}/letters@v1"
+        script = (
+            f"{vault} outer -- sh -c 'cat {data}/a; {vault} inner -- cat {data}/b' & {vault} beside -- cat {data}/c; wait"
+        )
+        subprocess.run(["sh", "-ec", script], env=site.environment(), stdout=subprocess.DEVNULL, check=True, timeout=60)
+    opened = {run: {path for _, path in site.opened(run)} for run in site.runs()}
+    assert opened == {"outer": {"a"}, "inner": {"b"}, "beside": {"c"}}

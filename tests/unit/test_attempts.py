@@ -71,3 +71,14 @@ def test_the_first_of_the_most_telling_captures_is_what_an_attempt_began_with():
         "2026-01-02T10:00:03Z",
         ["2026-01-02T10:00:05Z"],
     )
+
+
+def test_hosts_whose_clocks_differ_keep_their_attempts_apart_and_in_order():
+    history = (
+        seen("m", "10:00:00", "10:05:00", host="a"),
+        seen("m", "10:10:00", None, host="a"),
+        seen("n", "13:00:00", "13:05:00", host="b"),  # three hours ahead
+        seen("n", "13:10:00", None, host="b"),
+    )
+    found = [(attempt.number, attempt.host) for attempt in attempts_of(Run(run=RunId("r"), history=history))]
+    assert found == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]

@@ -35,11 +35,9 @@ def main() -> int:
     options = _parse()
     sizes = QUICK if options.quick else FULL if options.full else NORMAL
     candidates = _present([c for c in CANDIDATES if not options.only or c.name in options.only])
-    command = (
-        "make bench"
-        if not (options.quick or options.full)
-        else f"python -m bench {'--quick' if options.quick else '--full'}"
-    )
+    flags = ["--quick"] * options.quick + ["--full"] * options.full
+    flags += [word for name in options.scenario or () for word in ("--scenario", name)]
+    command = " ".join(("python -m bench", *flags)) if flags else "make bench"
     try:
         workspace = Workspace(options.dir)
         workspace.require_free(_COPIES * max(sizes.small_files * _BYTES_PER_SMALL_FILE, sizes.large_bytes))

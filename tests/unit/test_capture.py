@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vault.capture.code import find_script, look_at_code
-from vault.capture.environment import distributions, find_interpreter, lock_files
+from vault.capture.environment import distributions, find_interpreter, linked_folders, lock_files
 from vault.capture.found import (
     ITEM_SIZE_MAX,
     TREE_FILES_MAX,
@@ -375,3 +375,12 @@ def test_the_code_of_who_reads_comes_before_that_of_who_started_it(tmp_path):
     subprocess.run(["git", "init", "-q", str(starter)], check=True)
     found = list(look_at_code([str(job / "train.py"), str(starter / "sweep.sh")], str(job), (), []))
     assert [item.facts.root for item in found if isinstance(item, FoundTree)] == [str(job), str(starter)]
+
+
+def test_folders_that_are_linked_into_a_site(tmp_path):
+    (tmp_path / "package").mkdir()
+    lines = f"import sys\n{tmp_path}/package\n{tmp_path}/gone\nrelative\n{tmp_path}/package\n"
+    (tmp_path / "editable.pth").write_text(lines)
+    (tmp_path / "readme.txt").write_text(f"{tmp_path}\n")
+    assert linked_folders(str(tmp_path)) == [f"{tmp_path}/package"]
+    assert linked_folders(str(tmp_path / "nowhere")) == []

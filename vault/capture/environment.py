@@ -5,6 +5,7 @@ from the names and METADATA of dist-info folders. Equal environments give equal 
 path above the prefix and no time goes into the document. Threads: safe. docs/format/runs.md, section 6.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from vault.capture.redaction import redact_text, redact_url
 DISTRIBUTIONS_MAX: Final = 10_000
 LOCK_SIZE_MAX: Final = 4 << 20
 _LOCKS_MAX: Final = 32
+_LINKED_MAX: Final = 64
 _METADATA_SIZE_MAX: Final = 16 << 10  # name and version stand at its front
 _INTERPRETER_SIZE_MAX: Final = 64 << 20
 _LOCK_NAMES: Final = re.compile(
@@ -108,6 +110,17 @@ def find_interpreter(command: Sequence[str], executable: str, cwd: str, variable
             if _PYTHON.match(os.path.basename(candidate)) and os.path.isfile(candidate):
                 return _interpreter_at(candidate, executable, variables)
     return None
+
+
+def linked_folders(site: str) -> list[str]:
+    """Return the folders that `.pth` files of a site's folder add to the path: packages that are edited where they lie."""
+    found: list[str] = []
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(site))[:DISTRIBUTIONS_MAX]:
+            if name.endswith(".pth"):
+                lines = decode(read_bounded(f"{site}/{name}", _METADATA_SIZE_MAX)).splitlines()
+                found += [line for line in map(str.strip, lines) if line.startswith("/") and os.path.isdir(line)]
+    return list(dict.fromkeys(found))[:_LINKED_MAX]
 
 
 def _called(command: Sequence[str], cwd: str, variables: Mapping[str, str]) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from vault.capture.environment import linked_folders
 from vault.capture.launchers import slug
 from vault.capture.look import Subject
 from vault.capture.proc import RUN_VARIABLE
@@ -297,6 +298,7 @@ class _Session:
         found = interpreter_of(self._attempt, self._executable)
         if found is not None:
             yield from (found.prefix, found.base, *found.sites)
+            yield from (path for site in found.sites for path in linked_folders(site))
         if self._options.rebuild:
             yield os.path.join(os.path.dirname(self._place.root), "environment")
 

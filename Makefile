@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TEST_PACKAGES := fuse3 libfuse2 strace git
-BENCH_PACKAGES := fuse3 libfuse2 restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
+BENCH_PACKAGES := fuse3 libfuse2 git restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
 
 .PHONY: demo test check fast test-torch bench bench-quick clean help
 .DEFAULT_GOAL := help

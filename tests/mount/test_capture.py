@@ -85,6 +85,16 @@ def job(
     )
 
 
+def captured_of_a_living_job(site: Site, mount: Mount, work: Path, run: str, number: int) -> dict[str, Any]:
+    """Return the capture of a job that lives until it was made: its libraries are known, however busy the machine is."""
+    command = [sys.executable, "train.py", "60", f"{mount.path}/digits@v1/0.txt"]
+    with subprocess.Popen(command, cwd=work, env={**os.environ, "VAULTFS_RUN": run}, start_new_session=True) as process:
+        try:
+            return captured(site, number)
+        finally:
+            process.kill()
+
+
 def journals(site: Site) -> list[list[dict[str, Any]]]:
     """Return the entries of all journals of runs."""
     folders = sorted(glob.glob(f"{glob.escape(site.store)}/runs/*/*"))
@@ -274,13 +284,10 @@ def test_a_container_is_looked_at_inside_of_it(site, mount, work, tmp_path):
 
 
 def test_each_attempt_captures_again(site, mount, work):
-    command = [sys.executable, "train.py", "0", f"{mount.path}/digits@v1/0.txt"]
-    job(mount, work, command, variables={"VAULTFS_RUN": "net-1"})
-    first = captured(site)
+    first = captured_of_a_living_job(site, mount, work, "net-1", 1)
     wait_for("the end", lambda: site.runs()["net-1"]["ended"])
     (work / "train.py").write_text(TRAIN + "# resumed\n")
-    job(mount, work, command, variables={"VAULTFS_RUN": "net-1"})
-    second = captured(site, 2)
+    second = captured_of_a_living_job(site, mount, work, "net-1", 2)
     assert first["code"][0]["snapshot"] != second["code"][0]["snapshot"]
     assert "train.py" in second["code"][0]["changed"]
     assert first["environment"]["snapshot"] == second["environment"]["snapshot"]

@@ -98,6 +98,112 @@ class LocalFiles(Protocol):
         ...
 
 
+@runtime_checkable
+class RemoteFiles(Protocol):
+    """A store behind a network: each request costs a round trip, and a machine keeps what it has fetched from it."""
+
+    @property
+    def requests_max(self) -> int:
+        """How many requests at one time make it faster; more than these only wait for each other."""
+        ...
+
+
+class CachedFile(Protocol):
+    """One stored file, as far as this machine has it: a sparse local file, filled in blocks as they are needed.
+
+    What is here was fetched whole, and is not verified: callers hash what they read, and `forget` what is wrong. It stays
+    here until it is evicted, which may happen at any time unless it is held: `generation` tells. Threads: safe.
+    """
+
+    @property
+    def key(self) -> str:
+        """The stored file."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has in the store."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """The local file. It has `size` bytes, must not be written, and is taken away when all of it is evicted."""
+        ...
+
+    @property
+    def descriptor(self) -> int:
+        """The local file, open for reading with preadv for as long as this object lives. What is not here reads as zeros."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """A number that changes whenever bytes that were here are taken away.
+
+        Who reads `descriptor` reads it before `is_here` and after the bytes: if it has changed, they may be zeros, and the
+        read begins anew. No system call.
+        """
+        ...
+
+    def is_here(self, offset: int, length: int) -> bool:
+        """Say whether these bytes are here, and count them as used now. No system call. What lies behind the end is here."""
+        ...
+
+    def ensure(self, offset: int, length: int, *, ahead: int = 0) -> None:
+        """Return once these bytes are here: at once, or when they were fetched, by this process or another one.
+
+        Blocks that are absent are fetched in runs of at most FETCH_SIZE_MAX (vault.stores.node_cache), one after the other:
+        who wants several at one time calls it from several threads.
+
+        Args:
+            offset: where they begin.
+            length: how many they are.
+            ahead: how many bytes behind them may come along in their last request, if there is room for them.
+
+        Raises:
+            CacheUnusable: there is no room for them here: ask the store, whose `get` works without a cache.
+            KeyNotFound, StorePermission, StoreUnavailable: as the store says.
+        """
+        ...
+
+    def forget(self, offset: int, length: int) -> bool:
+        """Take these bytes away, because they are not what they should be. Returns whether any were here."""
+        ...
+
+    def is_complete(self) -> bool:
+        """Say whether all of it is here. No system call for a file of a few MiB, few for a large one."""
+        ...
+
+    def hold(self) -> int:
+        """Return a new descriptor of the local file, and evict none of it while that, or a copy, is open, in the kernel too.
+
+        A copy is made by dup, fork, or by handing it to the kernel as a backing file. The caller closes it. What has been
+        evicted before is not here: ask `is_here` or `is_complete` again.
+
+        Raises:
+            CacheUnusable: it is being evicted just now, or was taken away.
+        """
+        ...
+
+
+@runtime_checkable
+class CachedFiles(Protocol):
+    """A store whose files come to this machine in parts, as they are needed (vault/stores/node_cache)."""
+
+    def cached(self, key: str, offset: int = 0, length: int = 0) -> CachedFile:
+        """Return a stored file as far as it is here. Cheap for a file that was used lately: ask again for each read.
+
+        Args:
+            key: a pack, a whole file or its chunk table, or a map.
+            offset: what will be asked for first,
+            length: and how much: of a file that is new here it may come with the answer that tells the size.
+
+        Raises:
+            CacheUnusable: this machine's cache cannot keep it: ask the store, whose `get` works without a cache.
+            KeyNotFound, StorePermission, StoreUnavailable: as the store says.
+        """
+        ...
+
+
 class Deleter(Protocol):
     """The right to remove. Held by gc alone."""
 

@@ -111,7 +111,7 @@ class _Ingest:
         self._progress = progress
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vault-read")
         self._large = LargeFileWriter(
-            repository.store, repository.index, writer, _chunking(repository), self._pool, repository.whole_files
+            repository.store, repository.index, writer, chunking_of(repository), self._pool, repository.whole_files
         )
         self._compressor = Compressor()
         self._steps: deque[_FileStep | Entry | bytes | None] = deque()  # file, symlink, directory begins, directory ends
@@ -270,7 +270,7 @@ class _Ingest:
             self._progress.update(phase="commit", files=counts.files, size_bytes=done)
 
         with LargeSource(file) as source:
-            compress = self._compressor.compress_always if _is_compressible(self._compressor, source) else None
+            compress = self._compressor.compress_always if is_compressible(self._compressor, source) else None
             stored = self._large.store(source, compress=compress, advance=advance, check=source.check)
             self._remember(file, stored.digest, source.read_ns)
         counts.new_bytes += stored.new_bytes
@@ -364,7 +364,7 @@ def _feed(ingest: _Ingest, walk: Walk) -> None:
             ingest.add_symlink(step.name, step.target)
 
 
-def _is_compressible(compressor: Compressor, source: LargeSource) -> bool:
+def is_compressible(compressor: Compressor, source: LargeSource) -> bool:
     """Return whether most samples of a large file shrink by the margin."""
     buffer = memoryview(bytearray(SAMPLE_SIZE))
     offsets = large_sample_offsets(source.size)
@@ -381,7 +381,8 @@ def _ensure_map(repository: Repository, snapshot: Digest) -> None:
         objects.close()
 
 
-def _chunking(repository: Repository) -> ChunkingParams:
+def chunking_of(repository: Repository) -> ChunkingParams:
+    """Return how a repository cuts large files."""
     chunking = repository.config.chunking
     return ChunkingParams(chunking.name, chunking.min_size, chunking.avg_size, chunking.max_size)
 

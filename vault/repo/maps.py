@@ -50,14 +50,14 @@ def build_map(snapshot: Digest, objects: ObjectReader, *, partial: bool = False)
             raise FormatError("tree", f"more than {DEPTH_MAX} directories in each other")
         builder.set_directory_row(own_entry, builder.add_directory(own_entry, builder.entries))
         directory = trees.load(digest)
-        _add_page(builder, objects, digest)
+        add_page(builder, objects, digest)
         for row in directory.rows:
-            _add_page(builder, objects, row.digest)
+            add_page(builder, objects, row.digest)
         below: list[tuple[int, Digest, int]] = []
         for leaf in trees.leaves(directory):
             for entry in leaf.entries():
                 counted += entry.kind != Kind.SYMLINK
-                number = _add_entry(builder, objects, entry, partial)
+                number = add_entry(builder, objects, entry, partial)
                 if entry.kind == Kind.DIRECTORY:
                     below.append((number, entry.digest, depth + 1))
             # A directory that lies in itself many times over costs its author a few pages, and us all memory.
@@ -76,7 +76,8 @@ def _totals(trees: TreeReader, snapshot: Digest) -> Totals:
     return Totals(size, files, directories)
 
 
-def _add_page(builder: MapBuilder, objects: ObjectReader, page: Digest) -> None:
+def add_page(builder: MapBuilder, objects: ObjectReader, page: Digest) -> None:
+    """Add where a tree page is stored. Raises ObjectMissing."""
     location = objects.locate(page)
     if location.in_whole or location.codec != Codec.RAW:
         builder.add_page(0, 0, 0)  # a file has the same bytes and was stored first: the reader asks the index
@@ -84,7 +85,7 @@ def _add_page(builder: MapBuilder, objects: ObjectReader, page: Digest) -> None:
         builder.add_page(builder.pack_row(location.container), location.offset, location.length)
 
 
-def _add_entry(builder: MapBuilder, objects: ObjectReader, entry: Entry, partial: bool) -> int:
+def add_entry(builder: MapBuilder, objects: ObjectReader, entry: Entry, partial: bool = False) -> int:
     """Add where an entry is stored. Returns its number. A directory's row is filled in when its turn comes."""
     if entry.kind == Kind.DIRECTORY:
         return builder.add_location(How.DIRECTORY)

@@ -7,7 +7,7 @@ that has returned survives power loss. Authority is by type: readers get a ByteR
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 from vault.errors import KeyExists, UsageError
@@ -105,6 +105,43 @@ class RemoteFiles(Protocol):
     @property
     def requests_max(self) -> int:
         """How many requests at one time make it faster; more than these only wait for each other."""
+        ...
+
+
+ReadRange = Callable[[int, int], Buffer]  # (offset, length) -> exactly these bytes of what is to be stored
+
+
+@runtime_checkable
+class Uploads(Protocol):
+    """A store that takes a file whose key and size are known beforehand straight from where it lies, in parts side by side.
+
+    For those who hash first: what goes through a Stage has to be kept somewhere until its key is known.
+    """
+
+    def upload(self, key: str, size: int, read: ReadRange) -> None:
+        """Create key with bytes [0, size) of what `read` returns, durably, all at once.
+
+        Args:
+            key: its name.
+            size: how many bytes it has.
+            read: gives a range of them. It is called from several threads, and again for a range whose request is
+                repeated; its answer is not changed by anybody while the request lasts. What it raises ends the upload.
+
+        Raises:
+            KeyExists: the key is there already. It is asked for before bytes are sent, as far as that saves any.
+            StoreFull, StorePermission, StoreUnavailable: nothing became visible.
+        """
+        ...
+
+    def holds(self, key: str, size: int, read: ReadRange) -> bool | None:
+        """Tell by checksums which the store itself made of a key whether it has the bytes that `read` returns.
+
+        Returns None if that cannot be told without fetching them. Sends nothing, fetches no content.
+
+        Raises:
+            KeyNotFound: no such key.
+            StorePermission, StoreUnavailable: as the store says.
+        """
         ...
 
 

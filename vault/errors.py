@@ -6,6 +6,7 @@
     │   ├── KeyExists               create-once refused: somebody was first
     │   ├── StoreUnavailable        no answer; a retry may help
     │   ├── StorePermission         the store said no (also a PermissionError)
+    │   ├── StoreRefused            it will not serve us until something is set right: keys, clock, region, bucket
     │   └── StoreFull               no space left
     ├── IntegrityError
     │   ├── DigestMismatch          bytes do not hash to their name
@@ -89,12 +90,25 @@ class StoreUnavailable(StoreError):
 class StorePermission(StoreError, PermissionError):
     """The store refused for lack of rights."""
 
-    def __init__(self, where: str) -> None:
-        super().__init__(where)
+    def __init__(self, where: str, needed: str = "access") -> None:
+        super().__init__(where, needed)
         self.where = where
+        self.needed = needed
 
     def __str__(self) -> str:
-        return f"no permission for {self.where}: ask its owner for access"
+        return f"no permission for {self.where}: ask its owner for {self.needed}"
+
+
+class StoreRefused(StoreError):
+    """The store answered, and serves nobody until something is set right: credentials, clock, region, the bucket's name."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where} cannot be used: {self.reason}"
 
 
 class StoreFull(StoreError):

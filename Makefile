@@ -2,14 +2,15 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEST_PACKAGES := fuse3 libfuse2 strace git
+S3_PACKAGES := ceph-mon ceph-osd radosgw ceph-common
+TEST_PACKAGES := fuse3 libfuse2 strace git iproute2 faketime $(S3_PACKAGES)
 BENCH_PACKAGES := fuse3 libfuse2 git restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
 
-.PHONY: demo test check fast test-torch bench bench-quick clean help
+.PHONY: demo demo-s3 test check fast test-torch soak bench bench-quick clean help
 .DEFAULT_GOAL := help
 
 help: ## List the targets.
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 $(VENV)/installed-%: pyproject.toml tools/require
 	tools/require python $(PYTHON)
@@ -20,6 +21,11 @@ $(VENV)/installed-%: pyproject.toml tools/require
 demo: $(VENV)/installed-demo ## Commit, clean, mount and train on real images; then say who read what.
 	tools/require fuse
 	$(BIN)/python -m demo
+
+demo-s3: $(VENV)/installed-demo,s3 ## The same with a bucket of a real S3 service (Ceph, started for it) and an empty node.
+	tools/require packages $(S3_PACKAGES)
+	tools/require fuse
+	$(BIN)/python -m demo --s3
 
 test: $(VENV)/installed-dev check ## All checks and all tests.
 	tools/require packages $(TEST_PACKAGES)
@@ -39,6 +45,11 @@ test-torch: $(VENV)/installed-dev,torch ## A real training with PyTorch, killed,
 	tools/require packages $(TEST_PACKAGES)
 	tools/require fuse
 	$(BIN)/python -m pytest tests/jobs
+
+soak: $(VENV)/installed-dev ## Readers, faults and kill -9 at random for SECONDS (600), every byte compared.
+	tools/require packages $(TEST_PACKAGES)
+	tools/require fuse
+	VAULTFS_SOAK_S=$(or $(SECONDS),600) $(BIN)/python -m pytest -s -m soak --timeout=0 tests/soak
 
 bench: $(VENV)/installed-dev ## Vault beside its peers: writes docs/reference/performance.md (about an hour).
 	tools/require packages $(BENCH_PACKAGES)

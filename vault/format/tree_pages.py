@@ -7,6 +7,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from operator import add
 from typing import Final, NamedTuple
 
@@ -33,6 +34,7 @@ from vault.ids import Digest
 _NAMES_A_SEARCH: Final = 32  # a search in the page costs as much as taking so many names out of it
 _NAME_AT = struct.Struct("<IB")
 _SIZE_CELL: Final = 1  # of the 8-byte cells of a leaf row, the one that holds its size
+_TARGET_CELL: Final = 3  # of the 2-byte cells of a leaf row, the one that holds the length of a symlink's target
 _DOTS_LENGTH_MAX: Final = 2
 _KINDS: Final = (None, Kind.FILE, Kind.EXECUTABLE, Kind.DIRECTORY, Kind.SYMLINK)
 _KIND_BYTES: Final = bytes(Kind)
@@ -58,6 +60,13 @@ class Columns(NamedTuple):
         width = self.width or 1
         names = self.names[start * width : end * width]
         return Columns(end - start, self.lengths[start:end], self.kinds[start:end], names, self.width)
+
+
+class StoredRows(NamedTuple):
+    """Some rows of a leaf page as they lie in it."""
+
+    rows: bytes
+    heap: bytes  # their names and targets
 
 
 class LeafPage:
@@ -150,6 +159,19 @@ class LeafPage:
             self._data[HEADER.size + byte : end : LEAF_ROW.size] == expected[: self.count]
             for byte, expected in enumerate(_multiples(width))
         )
+
+    def rows_as_stored(self, start: int, count: int) -> StoredRows:
+        """Return up to count rows from start on as bytes. Raises FormatError: their names do not lie as they must."""
+        size = LEAF_ROW.size
+        rows = self._data[HEADER.size + start * size : HEADER.size + min(start + count, self.count) * size]
+        if not rows:
+            return StoredRows(b"", b"")
+        offsets = memoryview(rows).cast("I")[:: size // 4].tolist()
+        targets = memoryview(rows).cast("H")[_TARGET_CELL :: size // 2].tolist()
+        *starts, end = accumulate(map(add, rows[4::size], targets), initial=offsets[0])
+        if starts != offsets or self._heap + end > self._heap_end:
+            raise FormatError("tree page", "not in canonical form")
+        return StoredRows(rows, self._data[self._heap + offsets[0] : self._heap + end])
 
     def find(self, name: bytes) -> int | None:
         """Return the row that has name, or None."""

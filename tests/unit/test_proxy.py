@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -29,13 +30,13 @@ class Service(BaseHTTPRequestHandler):
     """Keeps what is put, and answers in each of the ways in which HTTP ends a body."""
 
     protocol_version = "HTTP/1.1"
-    kept: dict[str, bytes] = {}
-    hosts: list[str] = []
+    kept: ClassVar[dict[str, bytes]] = {}
+    hosts: ClassVar[list[str]] = []
 
     def log_message(self, *_: object) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.hosts.append(self.headers["Host"])
         data = self.kept.get(self.path)
         if data is None:
@@ -64,8 +65,13 @@ class Service(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def do_PUT(self) -> None:  # noqa: N802
-        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+    def do_PUT(self) -> None:
+        length = int(self.headers["Content-Length"])
+        data = self.rfile.read(length)
+        if len(data) < length:
+            self.close_connection = True
+            return
+        self.kept[self.path] = data
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -309,17 +315,16 @@ def test_chance_may_decide(proxy):
 
 def test_a_process_of_its_own_counts_and_is_set(service):
     Service.kept = {"/small": b"small"}
-    with ProxyProcess(service) as proxy:
-        with client(proxy.url) as connection:
-            assert ask(connection, "GET", "/small") == (200, b"small")
-            assert proxy.statistics().requests == {"GET": 1}
-            assert proxy.statistics().statuses == {200: 1}
-            proxy.reset()
-            proxy.set(latency_s=0.2)
-            began_s = time.monotonic()
-            assert ask(connection, "GET", "/small") == (200, b"small")
-            assert time.monotonic() - began_s >= 0.2
-            assert proxy.statistics().down_bytes == 5
+    with ProxyProcess(service) as proxy, client(proxy.url) as connection:
+        assert ask(connection, "GET", "/small") == (200, b"small")
+        assert proxy.statistics().requests == {"GET": 1}
+        assert proxy.statistics().statuses == {200: 1}
+        proxy.reset()
+        proxy.set(latency_s=0.2)
+        began_s = time.monotonic()
+        assert ask(connection, "GET", "/small") == (200, b"small")
+        assert time.monotonic() - began_s >= 0.2
+        assert proxy.statistics().down_bytes == 5
 
 
 def test_the_command_prints_where_it_listens_and_ends_on_a_signal(service):

@@ -22,7 +22,6 @@ _BODILESS_STATUSES: Final = (204, 304)
 _RESET: Final = struct.pack("ii", 1, 0)
 
 
-
 class HungUp(Exception):
     """A connection ended where more was to come."""
 

@@ -227,7 +227,14 @@ class _Exchange:
         span = self._head.fields.get("range", "")
         took_s = time.monotonic() - self._began_s
         return Request(
-            self._head.method, self._head.target, self._status, span, self._up.total, self._down.total, self._began_s, took_s
+            self._head.method,
+            self._head.target,
+            self._status,
+            span,
+            self._up.total,
+            self._down.total,
+            self._began_s,
+            took_s,
         )
 
     def _ask(self, service: Peer) -> tuple[Head, bool]:

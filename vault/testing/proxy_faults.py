@@ -188,7 +188,13 @@ def flips(at: int, **which: Unpack[Which]) -> Fault:
 
 def hides(is_hidden: Callable[[str], bool], *, first: int = 1, times: int | None = None) -> Fault:
     """Leave keys out of a listing, as a service does whose listings lag behind. Keys are those of the bucket."""
-    return Fault(Rewrite(lambda body: hide_keys(body, is_hidden)), method="GET", path_contains="list-type=2", first=first, times=times)
+    return Fault(
+        Rewrite(lambda body: hide_keys(body, is_hidden)),
+        method="GET",
+        path_contains="list-type=2",
+        first=first,
+        times=times,
+    )
 
 
 def hide_keys(body: bytes, is_hidden: Callable[[str], bool]) -> bytes:

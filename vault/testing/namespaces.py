@@ -118,7 +118,7 @@ class Node:
 
     @contextlib.contextmanager
     def mounted(self, site: Site, path: str, options: Sequence[str] = ()) -> Iterator["subprocess.Popen[str]"]:
-        """Mount a store on a folder of the node, which is made if need be. Gives the command, which stays in the foreground."""
+        """Mount a store on a folder of the node, which is made if need be. Gives the command, in the foreground."""
         os.makedirs(path, exist_ok=True)
         command = site.command("mount", "--foreground", "--json", *options, path)
         with open(f"{site.cache}.{self.name}.log", "ab") as log:

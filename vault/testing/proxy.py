@@ -8,7 +8,7 @@
 
 As a process of its own, for benchmarks: `python -m vault.testing.proxy --to http://127.0.0.1:7480 --latency-ms 20` prints
 its URL; proxy_process.py starts one. Requests pass unchanged, Host included, so signatures stay good. A new connection
-costs one delay too, as a handshake does. Plain HTTP only. Threads: one for each connection; all methods may be called by any.
+costs one delay too, as a handshake does. Plain HTTP only. Threads: one for each connection; any may call all methods.
 """
 
 import argparse

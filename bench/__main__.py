@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from bench import commits, facts, listing, memory, overhead, reading, report, trees
 from bench.candidates import Candidate, Copy, Mirror, Native
+from bench.kept import KeptResults
 from bench.peers import PEERS
 from bench.results import Results
 from bench.scenario import FULL, NORMAL, QUICK, Bench, Sizes
@@ -36,16 +37,19 @@ def main() -> int:
     sizes = QUICK if options.quick else FULL if options.full else NORMAL
     candidates = _present([c for c in CANDIDATES if not options.only or c.name in options.only])
     flags = ["--quick"] * options.quick + ["--full"] * options.full
-    flags += [word for name in options.scenario or () for word in ("--scenario", name)]
     command = " ".join(("python -m bench", *flags)) if flags else "make bench"
     try:
         workspace = Workspace(options.dir)
         workspace.require_free(_COPIES * max(sizes.small_files * _BYTES_PER_SMALL_FILE, sizes.large_bytes))
-        bench = Bench(workspace, candidates, sizes, Results())
+        machine = facts.machine(workspace)
+        kept = KeptResults(f"{workspace.path}/results.json", " ".join(flags), machine)
         for name in options.scenario or SCENARIOS:
+            bench = Bench(workspace, candidates, sizes, Results())
             memory.touch_free()
             _scenario(name)(bench, sizes)
-        page = report.render(bench.results, ALL, facts.machine(workspace), facts.versions(candidates), command)
+            kept.keep(name, bench.results)
+        shown = SCENARIOS if options.write else options.scenario or SCENARIOS
+        page = report.render(kept.merged(shown), ALL, machine, facts.versions(candidates), command)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
@@ -61,7 +65,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small trees, one repetition: minutes")
     parser.add_argument("--full", action="store_true", help="more repetitions, and 10,000,000 entries")
     parser.add_argument("--only", action="append", metavar="NAME", help="this candidate alone; can be repeated")
-    parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="this scenario alone; can be repeated")
+    parser.add_argument(
+        "--scenario",
+        action="append",
+        choices=SCENARIOS,
+        help="this scenario alone, the page keeps the others; can be repeated",
+    )
     parser.add_argument("--dir", default=".bench", help="where it works (default: .bench)")
     parser.add_argument("--write", metavar="FILE", help="write the page to FILE, too")
     return parser.parse_args()

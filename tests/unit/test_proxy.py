@@ -268,6 +268,13 @@ def test_a_listing_lags(proxy):
         assert ask(connection, "GET", "/bucket?list-type=2&prefix=a")[1] == listing
 
 
+def test_keys_that_a_listing_quotes_are_hidden_too():
+    listing = b"<R><Contents><Key>a%2F1%2B.json</Key></Contents><EncodingType>url</EncodingType><KeyCount>1</KeyCount></R>"
+    hidden = b"<R><EncodingType>url</EncodingType><KeyCount>0</KeyCount></R>"
+    assert faults.hide_keys(listing, lambda key: key == "a/1+.json") == hidden
+    assert faults.hide_keys(listing, lambda key: False) == listing
+
+
 def test_the_proxy_goes_away_and_comes_back(proxy):
     with client(proxy.url) as before:
         assert ask(before, "GET", "/small")[0] == 200

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape, unescape
 from typing import Final, TypedDict, Unpack
+from urllib.parse import unquote_plus
 
 _CONTENTS: Final = re.compile(rb"<Contents>.*?</Contents>", re.S)
 _KEY: Final = re.compile(rb"<Key>(.*?)</Key>", re.S)
@@ -200,11 +201,13 @@ def hides(is_hidden: Callable[[str], bool], *, first: int = 1, times: int | None
 def hide_keys(body: bytes, is_hidden: Callable[[str], bool]) -> bytes:
     """Return the answer to a ListObjectsV2 without some keys."""
     hidden = 0
+    is_quoted = b"<EncodingType>url</EncodingType>" in body
 
     def kept(found: "re.Match[bytes]") -> bytes:
         nonlocal hidden
         key = _KEY.search(found[0])
-        if key is None or not is_hidden(unescape(key[1].decode())):
+        name = unescape(key[1].decode()) if key is not None else ""
+        if not is_hidden(unquote_plus(name) if is_quoted else name):
             return found[0]
         hidden += 1
         return b""

@@ -195,9 +195,7 @@ class Requests:
             blocks, block_size = disk.f_blocks - disk.f_bfree, disk.f_frsize
         except OSError:
             blocks, block_size = 0, 4096
-        self._reply(
-            unique, STATFS_OUT.pack(blocks, 0, 0, len(self._namespace.versions()), 0, block_size, 255, block_size, 0)
-        )
+        self._reply(unique, STATFS_OUT.pack(blocks, 0, 0, self._namespace.count(), 0, block_size, 255, block_size, 0))
 
     # Files.
 

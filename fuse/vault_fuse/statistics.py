@@ -17,6 +17,9 @@ BEGUN, DONE = 67, 68  # `unique` of the request that a worker began last, and en
 LATER: Final = 69  # how many requests are done whose answers were put off; then `unique` of each
 LATER_MAX: Final = 16  # the kernel slows down when 48 of those that nobody waits for are unanswered
 
+# What a store behind a network costs, behind the answers that were put off.
+DEMANDS, DEMAND_NS, AHEAD_BYTES, AHEAD_USED, AHEAD_LOST, HINTS_LOST, FETCH_ERRORS = range(96, 103)
+
 
 class Statistics:
     """The counters of one mount."""
@@ -42,4 +45,18 @@ class Statistics:
             "errors": self.total(ERRORS),
             "read_bytes": self.total(READ_BYTES),
             "worker_starts": self.total(STARTS),
+        }
+
+    def remote_as_dict(self) -> dict[str, int]:
+        """Return what the store behind a network cost, by name: always the same names. Bytes are those of whole blocks."""
+        ahead, used, lost = self.total(AHEAD_BYTES), self.total(AHEAD_USED), self.total(AHEAD_LOST)
+        return {
+            "demand_fetches": self.total(DEMANDS),
+            "demand_wait_us": self.total(DEMAND_NS) // 1000,
+            "ahead_bytes": ahead,
+            "ahead_used_bytes": used,
+            "ahead_evicted_bytes": lost,
+            "ahead_unused_bytes": max(ahead - used, 0),
+            "hints_lost": self.total(HINTS_LOST),
+            "fetch_errors": self.total(FETCH_ERRORS),
         }

@@ -96,12 +96,29 @@ class Datasets:
 
     def names(self) -> list[str]:
         """Return the names of all datasets, sorted. Lists the store."""
-        names = set()
+        return sorted(self.scan())
+
+    def scan(self) -> dict[str, int]:
+        """Return the names of all datasets, and the number of the last entry of each one's journal. Lists the store."""
+        last: dict[str, int] = {}
         for key in self._store.list(DATASETS):
             prefix = key.rpartition("/")[0]
-            if entry_number(key, prefix) is not None:
-                names.add(prefix.removeprefix(DATASETS))
-        return sorted(filter(_is_name, names))
+            number = entry_number(key, prefix)
+            if number is not None:
+                name = prefix.removeprefix(DATASETS)
+                last[name] = max(number, last.get(name, 0))
+        return {name: number for name, number in last.items() if _is_name(name)}
+
+    def load_listed(self, name: str, number: int) -> Dataset:
+        """Return a dataset as it was when `scan` gave a number for it, or newer. Asks for nothing that was read before.
+
+        Raises:
+            Damaged: its journal is.
+        """
+        known = self._known.get(name)
+        if known is None or known.position.number < number:
+            known = self._follow(name, listed=number)
+        return known.dataset
 
     def load(self, name: str) -> Dataset:
         """Return a dataset as it is now. Reads only what is new since the last call: one round trip if nothing is.
@@ -248,12 +265,16 @@ class Datasets:
             raise RefNotFound(name, "dataset", _near(name, self.names()))
         return known
 
-    def _follow(self, name: str) -> _Known:
-        """Read what is new of a journal. Two threads may do so at once; what either remembers is true."""
+    def _follow(self, name: str, *, listed: int | None = None) -> _Known:
+        """Read what is new of a journal, up to what was listed if that is known.
+
+        Two threads may do so at once; what either remembers is true.
+        """
         known = self._known.get(name) or _Known(self._journal(name), START, Dataset(name, ()))
         versions, labels = list(known.dataset.versions), dict(known.dataset.labels)
         reached = known.position
-        for position, entry in known.journal.follow(reached, check_end=reached == START):
+        check_end = reached == START and listed is None
+        for position, entry in known.journal.follow(reached, check_end=check_end, listed=listed):
             try:
                 _apply(entry, versions, labels)
             except (RefError, ValueError) as error:

@@ -89,19 +89,23 @@ class Journal:
         for position, entry in self.follow(after, check_end=True):
             yield position.number, entry
 
-    def follow(self, after: Position, *, check_end: bool = False) -> Iterator[tuple[Position, Entry]]:
+    def follow(
+        self, after: Position, *, check_end: bool = False, listed: int | None = None
+    ) -> Iterator[tuple[Position, Entry]]:
         """Yield the entries after a position, each with its own.
 
         Args:
             after: where an earlier call came to, or START.
             check_end: list the journal too, so that a missing entry is not taken for the end. Without it, finding nothing
                 new takes one round trip.
+            listed: the last entry that the caller's own listing of the store has shown. None is looked for behind it, so
+                that finding nothing new takes no round trip.
 
         Raises:
             Damaged, UnsupportedVersion: as `entries`.
         """
-        last = self._last_listed() if check_end else 0
-        while True:
+        last = listed or (self._last_listed() if check_end else 0)
+        while listed is None or after.number < listed:
             number = after.number + 1
             try:
                 data = self._load(number)

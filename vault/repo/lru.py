@@ -31,3 +31,9 @@ class Lru(Generic[K, V]):
         self._used += size_bytes
         while self._used > self._budget:
             self._used -= self._values.popitem(last=False)[1][1]
+
+    def drop(self, key: K) -> None:
+        """Keep a value no longer, if there is one."""
+        found = self._values.pop(key, None)
+        if found is not None:
+            self._used -= found[1]

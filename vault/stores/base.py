@@ -169,7 +169,7 @@ class CachedFile(Protocol):
 
     @property
     def descriptor(self) -> int:
-        """The local file, open for reading with preadv for as long as this object lives. What is not here reads as zeros."""
+        """The local file, open for preadv for as long as this object lives. What is not here reads as zeros."""
         ...
 
     @property
@@ -182,7 +182,7 @@ class CachedFile(Protocol):
         ...
 
     def is_here(self, offset: int, length: int) -> bool:
-        """Say whether these bytes are here, and count them as used now. No system call. What lies behind the end is here."""
+        """Say whether these bytes are here, and count them as used now. No system call. What is behind the end is here."""
         ...
 
     def ensure(self, offset: int, length: int, *, ahead: int = 0) -> None:
@@ -211,7 +211,7 @@ class CachedFile(Protocol):
         ...
 
     def hold(self) -> int:
-        """Return a new descriptor of the local file, and evict none of it while that, or a copy, is open, in the kernel too.
+        """Return a new descriptor of the local file, and evict nothing while it or a copy is open, in the kernel too.
 
         A copy is made by dup, fork, or by handing it to the kernel as a backing file. The caller closes it. What has been
         evicted before is not here: ask `is_here` or `is_complete` again.

@@ -13,11 +13,17 @@ _AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _MADV_DONTNEED: Final = 4
+_FALLOC_KEEP_SIZE: Final = 1
+_FALLOC_PUNCH_HOLE: Final = 2
+_CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 _PAGE_SIZE: Final = os.sysconf("SC_PAGE_SIZE")
 
 _renameat2 = getattr(_LIBRARY, "renameat2", None)
 _sync_file_range = getattr(_LIBRARY, "sync_file_range", None)
 _madvise = getattr(_LIBRARY, "madvise", None)
+_fallocate = getattr(_LIBRARY, "fallocate", None)
+if _fallocate is not None:
+    _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 if _madvise is not None:
     _madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 if _sync_file_range is not None:
@@ -46,6 +52,39 @@ def begin_writeback(fd: int, offset: int, length: int) -> None:
     """Ask the kernel to start writing a range of a file to the disk. A hint: nothing waits, and an error means nothing."""
     if _sync_file_range is not None:
         _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+def allocate(fd: int, offset: int, length: int) -> bool:
+    """Take room on the disk for a range of a file, whose bytes stay what they are. Its size stays too.
+
+    Returns:
+        Whether there is room for sure; False: this file system cannot promise it.
+
+    Raises:
+        OSError: there is no room (ENOSPC, EDQUOT), or something else is wrong.
+    """
+    return _file_allocate(fd, _FALLOC_KEEP_SIZE, offset, length)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Give the room of a range of a file back to the disk: it reads as zeros. Returns False if this file system cannot.
+
+    Raises:
+        OSError: something else is wrong.
+    """
+    return _file_allocate(fd, _FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE, offset, length)
+
+
+def _file_allocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    if _fallocate is None:
+        return False
+    while _fallocate(fd, mode, offset, length):
+        code = ctypes.get_errno()
+        if code in _CANNOT:
+            return False
+        if code != errno.EINTR:
+            raise OSError(code, os.strerror(code))
+    return True
 
 
 def let_go_of_mapped(path: str) -> None:

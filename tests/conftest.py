@@ -1,6 +1,11 @@
 """What holds for all tests."""
 
 import signal
+from collections.abc import Iterator
+
+import pytest
+
+from vault.testing.gateway import Gateway, start_gateway
 
 
 def pytest_configure() -> None:
@@ -9,3 +14,17 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[Gateway]:
+    """A real S3 service: a Ceph started for this session, or the one that VAULTFS_TEST_S3 names."""
+    with start_gateway() as started:
+        yield started
+
+
+@pytest.fixture
+def bucket(gateway: Gateway) -> Iterator[str]:
+    """A bucket of the test's own."""
+    with gateway.bucket() as name:
+        yield name

@@ -28,6 +28,7 @@ class Scheme:
 
 SCHEMES: Final[dict[str, Scheme]] = {
     "file": Scheme("vault.stores.local:LocalStore", ""),
+    "s3": Scheme("vault.stores.s3.store:S3Store", "pip install 'vaultfs[s3]'"),
     "zip": Scheme("vault.stores.zipfile:ZipStore", ""),
 }
 

@@ -1,0 +1,333 @@
+"""A store in an S3 bucket: an object for each key, created once by If-None-Match, read in ranges.
+
+Few and large requests: a pack is one PUT, what is larger goes in parts side by side. What each promise of a store rests on
+here is said in docs/format/stores.md, section 3. Nothing is cached: that is for wrappers.
+
+Threads: safe, and safe after a fork; a Stage belongs to one thread.
+"""
+
+import base64
+import secrets
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vault.clock import monotonic_s, now_ns
+from vault.errors import KeyExists, KeyNotFound, StorePermission, StoreUnavailable, UsageError
+from vault.stores.base import Buffer, ReadRange, check_key, check_prefix, check_range, is_key
+from vault.stores.s3.answers import CutOff, Question, clock_difference_s, is_behind_the_end
+from vault.stores.s3.body import body_of
+from vault.stores.s3.client import Access
+from vault.stores.s3.parts import count_parts, expected_etag, md5
+from vault.stores.s3.place import Place, parse_place
+from vault.stores.s3.requests import DEADLINE_S, Requests
+from vault.stores.s3.spool import Spool
+from vault.stores.s3.uploads import Uploads, writer_of
+
+SINGLE_PUT_MAX: Final = 160 << 20  # a pack and its slack: one request, and create-once wherever PUT honours it
+UPLOAD_WHOLE_MAX: Final = 32 << 20  # from here on parts side by side are faster than one stream
+_PAGE: Final = 1000
+_PIECE: Final = 64 << 10  # after each of these the clock is looked at
+_REQUESTS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Uploads that nobody has gone on with."""
+
+    uploads: int
+
+
+class S3Store:
+    """Bytes by key in a bucket."""
+
+    def __init__(self, url: str, *, access: Access | None = None, deadline_s: float = DEADLINE_S) -> None:
+        """Name a store; nothing is asked before the first use.
+
+        Args:
+            url: s3://BUCKET/PREFIX.
+            access: what overrides boto3's settings.
+            deadline_s: how long a call tries again before it raises StoreUnavailable. An upload in parts has that long
+                for each of them.
+        """
+        self._place = parse_place(url)
+        self._requests = Requests(self._place, access or Access(), deadline_s)
+        self._deadline_s = deadline_s
+        self._uploads = Uploads(self._requests)
+
+    def __repr__(self) -> str:
+        return f"S3Store({self.url!r})"
+
+    @property
+    def url(self) -> str:
+        """The bucket and the prefix."""
+        return self._place.url
+
+    @property
+    def requests_max(self) -> int:
+        """How many requests at one time make it faster. See RemoteFiles."""
+        return _REQUESTS
+
+    @property
+    def request_counts(self) -> Counter[str]:
+        """How many requests this process has sent, by their names at S3; what was repeated counts again."""
+        return self._requests.counts.copy()
+
+    # Reading.
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a range of a key. See ByteReader."""
+        check_range(offset, length)
+        check_key(key)
+        if length == 0:
+            self.size(key)
+            return b""
+        try:
+            return self._requests.ask(Question("GetObject", key), self._reading(key, offset, length).go_on)
+        except StorePermission as error:
+            raise self._missing_or_denied(key, error) from error
+
+    def size(self, key: str) -> int:
+        """Return the number of bytes of a key. See ByteReader."""
+        check_key(key)
+        return int(self._head(key)["ContentLength"])
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys below a prefix in byte order. Names that can be no key are passed over."""
+        return self._walk(self._place.name(check_prefix(prefix)))
+
+    # Writing.
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Create a key. See Store.
+
+        A StoreUnavailable says that no answer came, not that nothing was done: to know, ask for the key.
+        """
+        check_key(key)
+        view = memoryview(data).cast("B")
+        if len(view) > SINGLE_PUT_MAX:
+            self._uploads.send(key, len(view), lambda offset, length: bytes(view[offset : offset + length]))
+        else:
+            self._put(key, data)
+
+    def stage(self) -> "S3Stage":
+        """Start a stored file. Its bytes stay on this machine until its key is known."""
+        return S3Stage(self)
+
+    def upload(self, key: str, size: int, read: ReadRange) -> None:
+        """Create a key from where its bytes lie. See vault.stores.base.Uploads."""
+        check_key(key)
+        if size > UPLOAD_WHOLE_MAX:
+            self._uploads.send(key, size, read)
+            return
+        try:
+            self._head(key)
+        except KeyNotFound:
+            self._put(key, read(0, size) if size else b"")
+        else:
+            raise KeyExists(key)
+
+    def holds(self, key: str, size: int, read: ReadRange) -> bool | None:
+        """Tell by checksums whether a key has these bytes. See vault.stores.base.Uploads."""
+        check_key(key)
+        found = self._head(key)
+        if found["ContentLength"] != size:
+            return False
+        etag = str(found.get("ETag", "")).strip('"')
+        digest, _, parts = etag.partition("-")
+        is_plain = found.get("ServerSideEncryption", "AES256") == "AES256" and not found.get("SSECustomerAlgorithm")
+        if not is_plain or len(digest) != 32:
+            return None  # its ETag is no MD5
+        if parts and parts != str(count_parts(size)):
+            return None  # somebody else's parts
+        return etag == expected_etag(size, bool(parts), read)
+
+    def publish(self, key: str, spool: Spool) -> None:
+        """Create a key from what a stage has kept."""
+        check_key(key)
+        if spool.size > SINGLE_PUT_MAX:
+            self._uploads.send(key, spool.size, spool.read)
+        else:
+            self._put(key, spool.read(0, spool.size))
+
+    def delete(self, key: str) -> None:
+        """Remove a key. See Deleter."""
+        check_key(key)
+        self._requests.ask(
+            Question("DeleteObject", key),
+            lambda client: client.delete_object(Bucket=self._place.bucket, Key=self._place.name(key)),
+        )
+
+    # For those who look after a store.
+
+    def find_unfinished(self, max_age_s: float) -> Unfinished:
+        """Return how many uploads in parts were begun longer ago than that, and neither finished nor given up."""
+        begun_before_s = now_ns() / 1e9 - max_age_s
+        return Unfinished(sum(found.begun_s < begun_before_s for found in self._uploads.unfinished()))
+
+    def clock_ahead_s(self) -> float | None:
+        """Return by how much the clock of this machine is ahead of the service's; None if it does not tell."""
+        answer = self._list_page(self._place.prefix, "", 1)
+        return clock_difference_s(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+
+    # Parts.
+
+    def _put(self, key: str, data: Buffer) -> None:
+        writer = secrets.token_hex(8)
+        checksum = base64.b64encode(md5(data)).decode()
+        lost: list[bool] = []
+
+        def put(client: Any) -> None:
+            client.put_object(
+                Bucket=self._place.bucket,
+                Key=self._place.name(key),
+                Body=body_of(data),
+                ContentMD5=checksum,
+                IfNoneMatch="*",
+                Metadata=writer_of(writer),
+            )
+
+        try:
+            self._requests.ask(Question("PutObject", key), put, lambda: lost.append(True))
+        except KeyExists:
+            # The answer to an earlier try may have been lost, and it is our own object that is in the way.
+            if not (lost and self._uploads.is_by(key, writer)):
+                raise
+
+    def _reading(self, key: str, offset: int, length: int | None) -> "_Reading":
+        return _Reading(self._place, key, offset, length, monotonic_s() + self._deadline_s)
+
+    def _head(self, key: str) -> Mapping[str, Any]:
+        def head(client: Any) -> Mapping[str, Any]:
+            found: Mapping[str, Any] = client.head_object(Bucket=self._place.bucket, Key=self._place.name(key))
+            return found
+
+        try:
+            return self._requests.ask(Question("HeadObject", key), head)
+        except StorePermission as error:
+            # An answer to HEAD has no body, so that a wrong clock looks like a missing right: GET says which.
+            self._requests.ask(Question("GetObject", key), self._reading(key, 0, 1).go_on)
+            raise error
+
+    def _missing_or_denied(self, key: str, error: StorePermission) -> StorePermission | KeyNotFound:
+        """Return what a refused GET means: who may not list is told of a missing key that it is forbidden."""
+        name = self._place.name(key)
+        try:
+            page = self._list_page(name, "", 1)
+        except StorePermission:
+            rights = f"{error.needed}; and for s3:ListBucket, without which a missing file looks like a forbidden one"
+            return StorePermission(error.where, rights)
+        found = [entry["Key"] for entry in page.get("Contents", ())]
+        return error if name in found else KeyNotFound(key)
+
+    def _walk(self, prefix: str) -> Iterator[str]:
+        last = ""
+        while True:
+            page = self._list_page(prefix, last, _PAGE)
+            names = [str(entry["Key"]) for entry in page.get("Contents", ())]
+            for name in names:
+                if name <= last:
+                    raise StoreUnavailable(self.url, f"it lists {name!r} behind {last!r}: its listings are not in order")
+                last = name
+                key = name[len(self._place.prefix) :]
+                if is_key(key):
+                    yield key
+            if not page.get("IsTruncated") or not names:
+                return
+
+    def _list_page(self, prefix: str, after: str, count: int) -> Mapping[str, Any]:
+        more = {"StartAfter": after} if after else {}  # a token would bind us to one client
+
+        def look(client: Any) -> Mapping[str, Any]:
+            page: Mapping[str, Any] = client.list_objects_v2(
+                Bucket=self._place.bucket, Prefix=prefix, MaxKeys=count, **more
+            )
+            return page
+
+        return self._requests.ask(Question("ListObjectsV2"), look)
+
+
+class S3Stage:
+    """A stored file in the making, of an S3Store."""
+
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self._spool: Spool | None = Spool()
+
+    def write(self, data: Buffer) -> None:
+        """Append data. See Stage."""
+        self._open_spool().write(data)
+
+    def publish(self, key: str) -> None:
+        """Upload what was written. See Stage."""
+        spool, self._spool = self._open_spool(), None
+        try:
+            self._store.publish(key, spool)
+        finally:
+            spool.close()
+
+    def __enter__(self) -> "S3Stage":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        spool, self._spool = self._spool, None
+        if spool is not None:
+            spool.close()
+
+    def _open_spool(self) -> Spool:
+        if self._spool is None:
+            raise UsageError("this stage has been published or discarded")
+        return self._spool
+
+
+class _Reading:
+    """A range that is being read: what came before a connection broke is kept."""
+
+    def __init__(self, place: Place, key: str, offset: int, length: int | None, until_s: float) -> None:
+        self._place = place
+        self._key = key
+        self._next = offset
+        self._end = None if length is None else offset + length  # drawn in once the size of the object is known
+        self._until_s = until_s
+        self._pieces: list[bytes] = []
+
+    def go_on(self, client: Any) -> bytes:
+        """Ask for what is missing, and return all of it. For Requests.ask."""
+        if self._end is not None and self._next >= self._end:
+            return b"".join(self._pieces)
+        wanted = {}
+        if self._next or self._end is not None:
+            wanted["Range"] = f"bytes={self._next}-{'' if self._end is None else self._end - 1}"
+        try:
+            answer = client.get_object(Bucket=self._place.bucket, Key=self._place.name(self._key), **wanted)
+        except Exception as error:
+            if is_behind_the_end(error):
+                return b"".join(self._pieces)
+            raise
+        body = answer["Body"]
+        try:
+            self._end = min(self._whole_size(answer), self._end or 1 << 63)
+            while self._next < self._end:
+                piece = body.read(min(_PIECE, self._end - self._next))
+                if not piece or monotonic_s() > self._until_s:
+                    raise CutOff
+                self._pieces.append(piece)
+                self._next += len(piece)
+            body.read(1)  # its end: the connection can be used again
+        finally:
+            body.close()
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def _whole_size(self, answer: Mapping[str, Any]) -> int:
+        """Return the size of the object, having seen that the bytes are those that were asked for."""
+        said = answer.get("ContentRange")
+        if said is None:
+            start, whole = 0, int(answer["ContentLength"])
+        else:
+            span, _, size = str(said).removeprefix("bytes ").partition("/")
+            start, whole = int(span.partition("-")[0]), int(size)
+        if start != self._next:
+            reason = f"asked for {self._key} from byte {self._next} on, it sent it from {start} on"
+            raise StoreUnavailable(self._place.url, reason)
+        return whole

@@ -69,7 +69,7 @@ def _parse() -> argparse.Namespace:
         "--scenario",
         action="append",
         choices=SCENARIOS,
-        help="this scenario alone, the page keeps the others; can be repeated",
+        help="this scenario alone, the page keeps the rest; can be repeated",
     )
     parser.add_argument("--dir", default=".bench", help="where it works (default: .bench)")
     parser.add_argument("--write", metavar="FILE", help="write the page to FILE, too")

@@ -194,7 +194,7 @@ class Recorder:
             cells[REQUEST_COUNT] = count + 1
             cells[REQUEST] = request  # after the count that it is to make: a kill in between must not make it look done
             if not count:
-                table.first(entry_number)
+                table.first(entry_number, now)
             elif count != COUNT_MAX:
                 table.counts[entry_number] = count + 1
         except OSError as error:

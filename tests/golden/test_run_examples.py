@@ -10,6 +10,7 @@ import zstandard
 from vault.errors import FormatError, UnsupportedVersion
 from vault.format.digest import digest
 from vault.format.journal import decode_entry, encode_entry
+from vault.format.order import decode_order, encode_order
 from vault.format.readset import Segment, decode_readset, encode_readset
 from vault.format.records import RUN_KINDS, ProcessClass, RecordEntry
 from vault.ids import RunId
@@ -96,3 +97,33 @@ def test_read_sets_that_break_a_rule(content: str) -> None:
 def test_read_sets_of_a_newer_version() -> None:
     with pytest.raises(UnsupportedVersion):
         decode_readset(as_text(bytes.fromhex("02 00")), 3)
+
+
+def test_an_order() -> None:
+    content = read_set("order")
+    assert list(decode_order(as_text(content), 1000)) == [300, 301, 302, 7]
+    assert zstandard.ZstdDecompressor().decompress(base64.b64decode(encode_order([300, 301, 302, 7], 1000))) == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "01",
+        "00 01 01 00 00 00 05",  # version 0
+        "01 02 01 00 00 00 05 00",  # more bytes in a number than it needs
+        "01 01 00 00 00 00",  # no entry
+        "01 01 02 00 00 00 05",  # one that is missing
+        "01 01 01 00 00 00 05 06",  # one too many
+        "01 01 02 00 00 00 05 00",  # one twice
+        "01 01 01 00 00 00 c8",  # beyond the snapshot
+    ],
+)
+def test_orders_that_break_a_rule(content: str) -> None:
+    with pytest.raises(FormatError):
+        decode_order(as_text(bytes.fromhex(content)), 200)
+
+
+def test_orders_of_a_newer_version() -> None:
+    with pytest.raises(UnsupportedVersion):
+        decode_order(as_text(bytes.fromhex("02 00")), 3)

@@ -40,6 +40,7 @@ from vault.format.pack import (
     encode_index,
     encode_object_header,
 )
+from vault.format.order import decode_order, encode_order
 from vault.format.readset import Segment, decode_readset, encode_readset
 from vault.format.records import RUN_KINDS, End, ProcessClass, Reads, RecordEntry, Start
 from vault.format.tree import Entry, Kind
@@ -141,6 +142,7 @@ RECORD = RecordEntry(
     end=End(ended=TIME, how="processes ended"),
 )  # fmt: skip
 VERSION = VersionEntry(n=1, prev=None, writer="w", time=TIME, version=1, snapshot="0" * 64, author="a", files=1, bytes=2)
+ORDER = encode_order([3, 4, 5, 999, 1], 1000)
 READ_SET = encode_readset([Segment(1, 2, 3), Segment(9, 1, 400)])
 PACKED = [PackedObject(Digest(bytes([n]) * 32), 56 + n, 5, 5, Codec.RAW, ObjectKind.BLOB) for n in range(3)]
 CHUNKS = (Chunk(digest(b"a"), 1), Chunk(digest(b"b"), 1))
@@ -174,6 +176,11 @@ DECODERS = {
         encode_entry(LabelEntry(n=2, prev="0" * 64, writer="", time=TIME, label="best", version=1, author="a")),
     ),
     "record": Decoder(lambda data: decode_entry(data, RUN_KINDS), encode_entry(RECORD)),
+    "order of opens": Decoder(lambda data: decode_order(data.decode("latin-1"), 1000), ORDER.encode()),
+    "content of an order": Decoder(
+        lambda data: decode_order(base64.b64encode(zstandard.compress(data)).decode(), 1000),
+        zstandard.decompress(base64.b64decode(ORDER)),
+    ),
     "read set": Decoder(lambda data: decode_readset(data.decode("latin-1"), 1000), READ_SET.encode()),
     "read set payload": Decoder(
         lambda data: decode_readset(base64.b64encode(zstandard.compress(data)).decode(), 1000),

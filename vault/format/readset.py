@@ -4,14 +4,11 @@ A read set is a list of segments: `length` entries from `start` on, each opened 
 canonical: equal sets give equal payloads. A full epoch in any order is one segment. Threads: pure.
 """
 
-import base64
-import binascii
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-import zstandard
-
 from vault.errors import FormatError, UnsupportedVersion
+from vault.format.text_payload import decode_payload, encode_payload
 
 VERSION: Final = 1
 SEGMENTS_MAX: Final = 1 << 20
@@ -65,7 +62,7 @@ def encode_readset(segments: Sequence[Segment]) -> str:
         _put(payload, segment.length - 1)
     for segment in segments:
         _put(payload, segment.times - 1)
-    return base64.b64encode(zstandard.ZstdCompressor(level=3).compress(bytes(payload))).decode("ascii")
+    return encode_payload(payload)
 
 
 def decode_readset(text: str, entries_total: int) -> list[Segment]:
@@ -79,7 +76,7 @@ def decode_readset(text: str, entries_total: int) -> list[Segment]:
         FormatError: it is no read set, or not in canonical form, or of another snapshot.
         UnsupportedVersion: a newer vault wrote it.
     """
-    payload = _decompress(text)
+    payload = decode_payload(text, "read set", length_max=TEXT_LENGTH_MAX, size_max=PAYLOAD_SIZE_MAX)
     if not payload or payload[0] == 0:
         raise FormatError("read set", "it has no version")
     if payload[0] > VERSION:
@@ -117,22 +114,6 @@ def _check(segments: Sequence[Segment]) -> None:
         if segment.start < end or (segment.start == end and times == segment.times):
             raise FormatError("read set", f"{segment} overlaps the one before, or belongs to it")
         end, times = segment.end, segment.times
-
-
-def _decompress(text: str) -> bytes:
-    if len(text) > TEXT_LENGTH_MAX:
-        raise FormatError("read set", f"{len(text)} characters")
-    try:
-        packed = base64.b64decode(text, validate=True)
-        size = zstandard.frame_content_size(packed)
-        # The size in the frame's header is what gets allocated: it is checked first, and must be there.
-        if not 0 <= size <= PAYLOAD_SIZE_MAX:
-            raise FormatError("read set", f"a payload of {size} bytes")
-        return zstandard.ZstdDecompressor().decompress(packed, allow_extra_data=False)
-    except (binascii.Error, ValueError, zstandard.ZstdError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise FormatError("read set", str(error)) from error
 
 
 def _put(payload: bytearray, value: int) -> None:

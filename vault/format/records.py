@@ -14,6 +14,7 @@ import msgspec
 
 from vault.format.journal import Count, Entry, HexDigest, Number, ShortText, Time, kinds
 from vault.format.layout import RUNS
+from vault.format.order import TEXT_LENGTH_MAX as ORDER_LENGTH_MAX
 from vault.format.readset import TEXT_LENGTH_MAX
 from vault.ids import RunId
 
@@ -64,6 +65,7 @@ class Reads(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     first_open: Time  # of this attempt
     last_open: Time
     delta: Annotated[str, msgspec.Meta(max_length=TEXT_LENGTH_MAX)]  # a read set (format/readset.py)
+    order: Annotated[str, msgspec.Meta(max_length=ORDER_LENGTH_MAX)] = ""  # of first opens (format/order.py)
 
 
 class Reader(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -24,7 +24,7 @@ from vault.stores.base import Store
 NOBODY: Final = 65534  # the number of every user
 PLACES: Final = "/tmp/bundle"  # a folder that anybody can make, so that anybody can put code back in its place
 _DIRECT: Final = frozenset(
-    {"kind", "v", "n", "prev", "snapshot", "ref", "dataset", "delta", "class", "level", "of", "head"}
+    {"kind", "v", "n", "prev", "snapshot", "ref", "dataset", "delta", "order", "class", "level", "of", "head"}
 )
 _DROPPED: Final = frozenset({"details", "trackers", "disagreement", "boot", "remote"})
 _DROPPED_FACTS: Final = frozenset({"container", "container.id", "hostname", "host"})

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from vault.errors import CacheUnusable, Damaged, FormatError, KeyNotFound, VaultError
 from vault.format.journal import entry_key
 from vault.format.layout import DATASETS, PARTIAL_KEY
+from vault.format.order import decode_order
 from vault.format.readset import decode_readset
 from vault.format.records import RecordEntry, run_journal
 from vault.ids import Digest
@@ -138,6 +139,8 @@ def _read_set_problems(key: str, entry: RecordEntry) -> Iterator[Problem]:
     try:
         for reads in entry.reads:
             decode_readset(reads.delta, reads.entries_total)
+            if reads.order:
+                decode_order(reads.order, reads.entries_total)
     except FormatError as error:
         yield Problem(ProblemKind.JOURNAL, key, str(error))
 

@@ -50,6 +50,7 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
 
     entry: bytes
     shipped: dict[str, list[tuple[int, int, int]]]  # by table: segments of counts that stand in the journal with this entry
+    ordered: dict[str, int] = {}  # by table: how many items of its order do
     finished: list[str]  # tables that nobody needs any more
     state: RunState
 
@@ -153,10 +154,11 @@ class Outbox:
         os.unlink(self._plan)
 
     def _apply(self, waiting: Waiting) -> None:
-        for name, segments in waiting.shipped.items():
+        for name in waiting.shipped.keys() | waiting.ordered.keys():
+            segments = waiting.shipped.get(name, [])
             try:
                 with ShippedTable(f"{self._spool.tables}/{name}") as table:
-                    table.set_shipped([Segment(*segment) for segment in segments])
+                    table.set_shipped([Segment(*segment) for segment in segments], waiting.ordered.get(name, 0))
             except FileNotFoundError:
                 continue  # an earlier try came further
         for name in waiting.finished:

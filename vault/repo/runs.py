@@ -42,6 +42,10 @@ class Runs:
         """Yield the entries of one journal after a position, their chain verified. Arguments, errors: Journal.follow."""
         return Journal(self._store, run_journal(run, writer), RUN_KINDS).follow(after, check_end=check_end)
 
+    def writers(self, run: RunId) -> list[str]:
+        """Return who has written of a run, each in a journal of its own. Lists the store."""
+        return sorted({key.split("/")[2] for key in self._store.list(f"{RUNS}{run}/") if key.count("/") == 3})
+
     def load(self, run: RunId) -> tuple[Run, dict[tuple[Digest, str], ReadCounts]]:
         """Return a run, and how often it opened each entry, by snapshot and ref. Reads all its journals.
 
@@ -49,10 +53,9 @@ class Runs:
             RefNotFound: the store has no such run.
             Damaged: a journal is.
         """
-        writers = sorted({key.split("/")[2] for key in self._store.list(f"{RUNS}{run}/") if key.count("/") == 3})
         found = Run(run=run)
         counts: dict[tuple[Digest, str], ReadCounts] = {}
-        for writer in writers:
+        for writer in self.writers(run):
             for _, entry in self.follow(run, writer):
                 found = add_entry(found, writer, entry)
                 add_reads(counts, entry)

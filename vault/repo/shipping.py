@@ -23,6 +23,7 @@ import msgspec
 from vault.clock import format_time, monotonic_s, now_ns
 from vault.errors import FormatError, StoreError
 from vault.format.journal import encode_entry, entry_digest
+from vault.format.order import encode_order
 from vault.format.readset import SEGMENTS_MAX, Segment, encode_readset, join_segments
 from vault.format.records import (
     READERS_MAX,
@@ -37,6 +38,7 @@ from vault.format.records import (
 from vault.ids import RunId
 from vault.repo import liveness
 from vault.repo.captures import PendingCapture, pending_captures
+from vault.repo.order_merge import OrderPart, unshipped_orders
 from vault.repo.outbox import Outbox, RunState, Waiting
 from vault.repo.read_table import FIRST_OPEN, LAST_OPEN, STATE, ShippedTable, State, remove_if_there
 from vault.repo.spool import LOCK, UNREADABLE, Registration, Spool, list_spools, run_of_table
@@ -262,8 +264,8 @@ class Shipper:
             state = msgspec.structs.replace(state, opened_ns=first_ns, is_captured=False)
         state, readers = _count_readers(state, found, tables, is_new=start is not None)
         names = [os.path.basename(table.path) for table in finished]
-        portions = list(_portions(tables, finished, is_end=end is not None))
-        for index, (reads, shipped) in enumerate(portions):
+        portions = _with_orders(list(_portions(tables, finished, is_end=end is not None)), tables)
+        for index, (reads, shipped, ordered) in enumerate(portions):
             is_last = index == len(portions) - 1
             if not (start or reads or readers or end):
                 for name in names:  # all of it was shipped before
@@ -277,6 +279,7 @@ class Shipper:
                 readers=readers,
                 end=end if is_last else None,
                 shipped={name: counts for name, counts in shipped.items() if not is_last or name not in names},
+                ordered={name: items for name, items in ordered.items() if not is_last or name not in names},
                 finished=names if is_last else [],
             )
             start, readers = None, ()
@@ -291,6 +294,7 @@ class Shipper:
         readers: tuple[Reader, ...],
         end: End | None,
         shipped: dict[str, list[tuple[int, int, int]]],
+        ordered: dict[str, int],
         finished: list[str],
     ) -> RunState:
         number = state.number + 1
@@ -312,7 +316,7 @@ class Shipper:
         )
         if end is not None:
             after = msgspec.structs.replace(after, counted=(), readers_listed=0, readers_total=0)
-        outbox.add(Waiting(entry=data, shipped=shipped, finished=finished, state=after))
+        outbox.add(Waiting(entry=data, shipped=shipped, ordered=ordered, finished=finished, state=after))
         return after
 
     def _add_captures(self, outbox: Outbox, state: RunState, found: _Found) -> None:
@@ -444,6 +448,37 @@ def _portions(
         if more or is_end:
             reads.append(_reads(table, more))
     yield tuple(reads), noted
+
+
+def _with_orders(
+    portions: Sequence[tuple[tuple[Reads, ...], _Noted]], tables: Sequence[ShippedTable]
+) -> list[tuple[tuple[Reads, ...], _Noted, dict[str, int]]]:
+    """Return portions with the order of first opens in them, and how many items of each table's order that takes along."""
+    orders = list(unshipped_orders(tables))
+    empty: list[tuple[tuple[Reads, ...], _Noted]] = [((), {})] * (len(orders) - len(portions))
+    orders += [[]] * (len(portions) - len(orders))
+    joined = []
+    for (reads, noted), parts in zip([*empty, *portions], orders, strict=True):
+        positions: dict[str, int] = {}
+        ordered = reads
+        for part in parts:
+            ordered = _with_order(ordered, part, tables)
+            positions |= {os.path.basename(table.path): items for table, items in part.positions.items()}
+        joined.append((ordered, noted, positions))
+    return joined
+
+
+def _with_order(reads: tuple[Reads, ...], part: OrderPart, tables: Sequence[ShippedTable]) -> tuple[Reads, ...]:
+    """Return reads with a part of an order in one of those of its snapshot and name."""
+    if not part.numbers:
+        return reads
+    text = encode_order(part.numbers, part.entries_total)
+    key = (part.snapshot, part.ref)
+    index = next((index for index, known in enumerate(reads) if (known.snapshot, known.ref) == key), len(reads))
+    if index == len(reads):  # their counts stand in another entry
+        table = next(table for table in tables if (table.head.snapshot, table.head.ref) == key)
+        reads = (*reads, _reads(table, ()))
+    return (*reads[:index], msgspec.structs.replace(reads[index], order=text), *reads[index + 1 :])
 
 
 def _reads(table: ShippedTable, more: Sequence[Segment]) -> Reads:

@@ -25,6 +25,7 @@
     │   ├── SourceUnreadable
     │   ├── SpecialFile             socket, device or FIFO in a dataset
     │   ├── TargetUnwritable        where a checkout is to go
+    │   ├── EditConflict            others have committed since an edit began
     │   └── ObjectMissing           named, but in no pack
     │       └── NotInBundle         left out of a bundle on purpose
     ├── CacheUnusable               this machine's cache directory
@@ -38,7 +39,9 @@ FUSE errno values, HTTP statuses and exit codes live with their front ends.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
+
+_NAMED: Final = 5  # paths in a message
 
 
 class VaultError(Exception):
@@ -295,6 +298,27 @@ class TargetUnwritable(RepositoryError):
 
     def __str__(self) -> str:
         return f"cannot write {self.path}: {self.reason}"
+
+
+class EditConflict(RepositoryError):
+    """Versions were made since an edit began. What it changed may or may not be what they changed."""
+
+    def __init__(self, base: str, newest: str, news: str, overlap: Sequence[str]) -> None:
+        super().__init__(base, newest, news, tuple(overlap))
+        self.base = base
+        self.newest = newest
+        self.news = news  # what they changed, in words
+        self.overlap = tuple(overlap)  # paths that both changed
+
+    def __str__(self) -> str:
+        said = f"{self.newest} was committed since this edit of {self.base} began: {self.news}"
+        if not self.overlap:
+            return f"{said}; nothing of it is what you changed: --rebase puts your changes on top"
+        named = ", ".join(self.overlap[:_NAMED])
+        more = f" and {len(self.overlap) - _NAMED:,} more" if len(self.overlap) > _NAMED else ""
+        return (
+            f"{said}; both changed {named}{more}: take your changes there back, or bring them into an edit of {self.newest}"
+        )
 
 
 class ObjectMissing(RepositoryError):

@@ -17,6 +17,7 @@ SOURCE: Final = 6  # also the place that a checkout writes to
 MOUNT: Final = 7
 EXISTS: Final = 8
 SYSTEM: Final = 9  # a file of this machine outside of the store: the cache directory, the terminal, a log
+CONFLICT: Final = 10  # others have committed meanwhile
 INTERNAL: Final = 70  # a bug of ours
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
@@ -35,6 +36,7 @@ EXIT_CODES: Final[dict[type[BaseException], int]] = {
     errors.SourceUnreadable: SOURCE,
     errors.SpecialFile: SOURCE,
     errors.TargetUnwritable: SOURCE,
+    errors.EditConflict: CONFLICT,
     errors.ObjectMissing: DAMAGED,
     errors.MountError: MOUNT,
     errors.RecordingError: MOUNT,

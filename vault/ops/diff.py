@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from vault.errors import FormatError
 from vault.format.tree import DEPTH_MAX, Entry, Kind
@@ -36,14 +37,20 @@ def diff_entries(trees: TreeReader, old: Entry, new: Entry) -> Iterator[Change]:
         yield Change(ChangeKind.CHANGED, b"", old, new)
 
 
-def diff_snapshots(trees: TreeReader, old: Digest, new: Digest) -> Iterator[Change]:
+def diff_snapshots(trees: TreeReader, old: Digest, new: Digest, *, fold: bool = False) -> Iterator[Change]:
     """Yield what turns one snapshot into the other, in path order of each directory.
+
+    Args:
+        trees: where pages come from.
+        old: a root.
+        new: the other one.
+        fold: a directory that is gone is one change, whatever was in it.
 
     Raises:
         ObjectMissing, IntegrityError, StoreError: a tree page cannot be read.
     """
     # Iterators on a stack instead of recursion: trees may be thousands of directories deep.
-    stack = [_diff_directories(trees, b"", old, new)]
+    stack = [_diff_directories(_Trees(trees, fold), b"", old, new)]
     while stack:
         step = next(stack[-1], None)
         if step is None:
@@ -59,10 +66,17 @@ def diff_snapshots(trees: TreeReader, old: Digest, new: Digest) -> Iterator[Chan
 _Steps = Iterator["Change | _Steps"]
 
 
-def _diff_directories(trees: TreeReader, prefix: bytes, old: Digest, new: Digest) -> _Steps:
+class _Trees(NamedTuple):
+    """How to look at them."""
+
+    reader: TreeReader
+    fold: bool
+
+
+def _diff_directories(trees: _Trees, prefix: bytes, old: Digest, new: Digest) -> _Steps:
     if old == new:
         return
-    old_entries, new_entries = _differing_entries(trees, trees.load(old), trees.load(new))
+    old_entries, new_entries = _differing_entries(trees.reader, trees.reader.load(old), trees.reader.load(new))
     left, right = next(old_entries, None), next(new_entries, None)
     while left is not None or right is not None:
         if right is None or (left is not None and left.name < right.name):
@@ -91,7 +105,7 @@ def _differing_entries(trees: TreeReader, old: Directory, new: Directory) -> tup
     return in_order(entries(old)), in_order(entries(new))
 
 
-def _same_name(trees: TreeReader, prefix: bytes, old: Entry, new: Entry) -> _Steps:
+def _same_name(trees: _Trees, prefix: bytes, old: Entry, new: Entry) -> _Steps:
     if old == new:
         return
     path = prefix + old.name
@@ -104,18 +118,22 @@ def _same_name(trees: TreeReader, prefix: bytes, old: Entry, new: Entry) -> _Ste
         yield Change(ChangeKind.CHANGED, path, old, new)
 
 
-def _one_sided(trees: TreeReader, prefix: bytes, entry: Entry, kind: ChangeKind) -> _Steps:
+def _one_sided(trees: _Trees, prefix: bytes, entry: Entry, kind: ChangeKind) -> _Steps:
     """Yield what a path that only one side has stands for: itself, or everything in it."""
     path = prefix + entry.name
-    if entry.kind != Kind.DIRECTORY or trees.load(entry.digest).is_empty:
+    if (
+        entry.kind != Kind.DIRECTORY
+        or (trees.fold and kind == ChangeKind.REMOVED)
+        or trees.reader.load(entry.digest).is_empty
+    ):
         sides = (entry, None) if kind == ChangeKind.REMOVED else (None, entry)
         yield Change(kind, path, *sides)
     else:
         yield _one_sided_directory(trees, path + b"/", entry.digest, kind)
 
 
-def _one_sided_directory(trees: TreeReader, prefix: bytes, directory: Digest, kind: ChangeKind) -> _Steps:
-    for entry in trees.entries(directory):
+def _one_sided_directory(trees: _Trees, prefix: bytes, directory: Digest, kind: ChangeKind) -> _Steps:
+    for entry in trees.reader.entries(directory):
         yield from _one_sided(trees, prefix, entry, kind)
 
 

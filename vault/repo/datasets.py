@@ -24,6 +24,10 @@ _NEAR_MAX: Final = 3
 _E = TypeVar("_E", bound=Entry)
 
 
+class NotTheNewest(Exception):
+    """A version was to follow one that is not the newest any more. Whoever asked looks again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """One version of a dataset."""
@@ -179,6 +183,7 @@ class Datasets:
         parents: Sequence[Digest] = (),
         run: RunId | None = None,
         time_ns: int | None = None,
+        after: int | None = None,
     ) -> Version:
         """Make a snapshot the next version of a dataset, which need not exist yet. Durable on return.
 
@@ -194,10 +199,16 @@ class Datasets:
             parents: snapshots that it was made from.
             run: what produced it.
             time_ns: when it was made; now if None.
+            after: the version that must be the newest one; None: whichever is.
+
+        Raises:
+            NotTheNewest: another version is.
         """
         time = _time(time_ns)
 
         def make(position: Position, dataset: Dataset) -> VersionEntry:
+            if after is not None and dataset.newest != after:
+                raise NotTheNewest
             return VersionEntry(
                 n=position.number + 1,
                 prev=position.digest,

@@ -4,13 +4,13 @@ Pages are verified against the digest that named them. Threads: as the ObjectRea
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vault.errors import FormatError
 from vault.format.tree import DEPTH_MAX, Entry, IndexRow
 from vault.format.tree_pages import IndexPage, LeafPage, decode_page
 from vault.ids import Digest
-from vault.repo.objects import ObjectReader
+from vault.stores.base import Buffer
 
 
 class Directory(NamedTuple):
@@ -36,10 +36,35 @@ def in_order(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry
 
 
+class PageReader(Protocol):
+    """Where pages come from: an ObjectReader, or what knows pages that are not stored."""
+
+    def load(self, object_digest: Digest) -> Buffer:
+        """Return a page's bytes, verified. Raises ObjectMissing, IntegrityError, StoreError."""
+        ...
+
+
+class PagesAbove:
+    """Pages that are not stored, or not yet, above those of a store."""
+
+    def __init__(self, objects: PageReader) -> None:
+        self._objects = objects
+        self._pages: dict[Digest, bytes] = {}
+
+    def add(self, page: Digest, data: bytes) -> None:
+        """Keep a page in memory."""
+        self._pages[page] = data
+
+    def load(self, object_digest: Digest) -> Buffer:
+        """Return a page's bytes. Raises as the reader below."""
+        found = self._pages.get(object_digest)
+        return self._objects.load(object_digest) if found is None else found
+
+
 class TreeReader:
     """Loads directories through an object index."""
 
-    def __init__(self, objects: ObjectReader) -> None:
+    def __init__(self, objects: PageReader) -> None:
         self._objects = objects
 
     def load(self, directory: Digest) -> Directory:

@@ -33,6 +33,10 @@ _COPIES = 9  # of each tree, by the candidates that keep them at the same time
 
 def main() -> int:
     """Run the benchmark; returns an exit status."""
+    if sys.argv[1:3] == ["--suite", "s3"]:
+        from bench import s3  # which needs boto3
+
+        return s3.main(sys.argv[3:])
     options = _parse()
     sizes = QUICK if options.quick else FULL if options.full else NORMAL
     candidates = _present([c for c in CANDIDATES if not options.only or c.name in options.only])
@@ -61,7 +65,9 @@ def main() -> int:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench", description="Vault beside its peers, in one run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Vault beside its peers, in one run.", epilog="With --suite s3 first: over S3."
+    )
     parser.add_argument("--quick", action="store_true", help="small trees, one repetition: minutes")
     parser.add_argument("--full", action="store_true", help="more repetitions, and 10,000,000 entries")
     parser.add_argument("--only", action="append", metavar="NAME", help="this candidate alone; can be repeated")

@@ -16,7 +16,7 @@ def machine(workspace: Workspace) -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "file system": _first_line(("stat", "-f", "-c", "%T", workspace.path)),
+        "file system": first_line(("stat", "-f", "-c", "%T", workspace.path)),
         "virtual": "yes" if _flag("hypervisor") else "no",
         "user": "root" if os.geteuid() == 0 else "not root",
     }
@@ -24,10 +24,11 @@ def machine(workspace: Workspace) -> dict[str, str]:
 
 def versions(candidates: Sequence[Candidate]) -> dict[str, str]:
     """Return the version that each candidate gives of itself."""
-    return {candidate.name: _first_line(tuple(candidate.version())) for candidate in candidates}
+    return {candidate.name: first_line(tuple(candidate.version())) for candidate in candidates}
 
 
-def _first_line(argv: tuple[str, ...]) -> str:
+def first_line(argv: tuple[str, ...]) -> str:
+    """Return the first line that a command prints, or why it does not."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
     except OSError as error:

@@ -27,17 +27,18 @@ def render(
         *(f"- {name}: {value}" for name, value in machine.items()),
         "",
     ]
-    for table in tables:
-        if results.samples.get(table.id):
-            lines += [
-                f"## {table.title}",
-                "",
-                *_table(results, table),
-                "",
-                *([*textwrap.wrap(table.note, _LINE_LENGTH, break_long_words=False), ""] if table.note else []),
-            ]
+    lines += sections(results, tables)
     lines += ["## Versions", "", *(f"- {name}: {version}" for name, version in versions.items()), ""]
     return "\n".join(lines)
+
+
+def sections(results: Results, tables: tuple[Table, ...], words: Mapping[str, object] | None = None) -> Iterator[str]:
+    """Yield the lines of each table that has figures, with its title and note; `words` fill the gaps in notes."""
+    for table in tables:
+        if results.samples.get(table.id):
+            note = table.note.format(**words) if words is not None else table.note
+            yield from (f"## {table.title}", "", *_table(results, table), "")
+            yield from ([*textwrap.wrap(note, _LINE_LENGTH, break_long_words=False), ""] if note else [])
 
 
 def _table(results: Results, table: Table) -> Iterator[str]:
@@ -54,14 +55,15 @@ def _cell(results: Results, table: Table, row: str, column: Column) -> str:
     value = results.median(table.id, row, column.id)
     if value is None:
         return ""
-    text = _number(value, column.unit)
+    text = number_text(value, column.unit)
     reference = results.median(table.id, table.reference, column.id) if column.compared else None
     if reference is None or row == table.reference:
         return text
     return f"{text} ({speed_ratio(column, value, reference):.2f})"
 
 
-def _number(value: float, unit: str) -> str:
+def number_text(value: float, unit: str) -> str:
+    """Return a figure in its unit, with as many digits as mean something."""
     factor, _ = _UNITS.get(unit, (1.0, unit))
     value *= factor
     if unit.endswith("/s") or value >= 100:

@@ -67,3 +67,8 @@ class Channel:
             return decode_hint(self._receiver.recv(HINT_LENGTH_MAX))
         except BlockingIOError:
             return None
+
+    def close(self) -> None:
+        """Close both ends, in this process."""
+        self._receiver.close()
+        self._sender.close()

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from zlib import crc32
 
 UNIT: Final = 256 << 10
-_CELLS: Final = 4 << 20  # they become memory when they are used
+CELLS: Final = 4 << 20  # they become memory when they are used
 _HERE, _COMING = b"\1", b"\2"
 
 
@@ -26,7 +26,7 @@ class Marks:
     """The table of one mount; make it before its processes."""
 
     def __init__(self) -> None:
-        self._cells = mmap.mmap(-1, _CELLS)
+        self._cells = mmap.mmap(-1, CELLS)
 
     def coming(self, key: str, offset: int, length: int) -> None:
         """Say that these bytes are being fetched ahead."""
@@ -54,9 +54,9 @@ class Marks:
 def _cells(key: str, offset: int, length: int) -> Iterator[tuple[int, int]]:
     """Yield the ranges of cells that stand for a range of a file: one, or two where the table ends in between."""
     first = crc32(key.encode("ascii")) + offset // UNIT
-    count = min((offset + length + UNIT - 1) // UNIT - offset // UNIT, _CELLS)
-    start = first % _CELLS
+    count = min((offset + length + UNIT - 1) // UNIT - offset // UNIT, CELLS)
+    start = first % CELLS
     end = start + count
-    yield start, min(end, _CELLS)
-    if end > _CELLS:
-        yield 0, end - _CELLS
+    yield start, min(end, CELLS)
+    if end > CELLS:
+        yield 0, end - CELLS

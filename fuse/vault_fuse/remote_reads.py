@@ -195,6 +195,10 @@ class _ReadFile:
         """See CachedFile."""
         return self.file.forget(offset, length)
 
+    def is_intact(self, offset: int, length: int) -> bool:
+        """See CachedFile."""
+        return self.file.is_intact(offset, length)
+
     def is_complete(self) -> bool:
         """See CachedFile."""
         return self.file.is_complete()

@@ -38,6 +38,10 @@ class Rota:
         """Return how many workers read requests now."""
         return bytes(self.cells[: self.workers]).count(_ON)
 
+    def is_waiting(self) -> bool:
+        """Say whether any worker waits for a disk or a store now."""
+        return _WAITING in bytes(self.cells[: self.workers])
+
     def ring(self) -> bool:
         """Call a parked worker. Returns False if there is none."""
         worker = bytes(self.cells[: self.workers]).find(_OFF)

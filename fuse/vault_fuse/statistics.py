@@ -18,7 +18,7 @@ LATER: Final = 69  # how many requests are done whose answers were put off; then
 LATER_MAX: Final = 16  # the kernel slows down when 48 of those that nobody waits for are unanswered
 
 # What a store behind a network costs, behind the answers that were put off.
-DEMANDS, DEMAND_NS, AHEAD_BYTES, AHEAD_USED, AHEAD_LOST, HINTS_LOST, FETCH_ERRORS = range(96, 103)
+DEMANDS, DEMAND_NS, AHEAD_BYTES, AHEAD_USED, AHEAD_LOST, HINTS_LOST, FETCH_ERRORS, WAITING = range(96, 104)
 
 
 class Statistics:

@@ -21,6 +21,7 @@ from vault.errors import StoreUnavailable
 from vault.stores.s3.answers import Question, Refusal, What, understand
 from vault.stores.s3.client import Access, make_client
 from vault.stores.s3.place import Place
+from vault.stores.time_limit import time_left_s
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Requests:
     def _wait(self, refusal: Refusal, begun_s: float, number: int, pause_s: float, cause: Exception) -> float:
         """Sleep before the next try, and return how long to sleep at most before the one after it."""
         deadline_s = self._deadline_s if self._answered else min(FIRST_DEADLINE_S, self._deadline_s)
-        left_s = begun_s + deadline_s - monotonic_s()
+        left_s = min(begun_s + deadline_s - monotonic_s(), time_left_s())
         if left_s <= 0:
             assert isinstance(refusal.error, StoreUnavailable)
             reason = f"{refusal.error.reason}; asked {number} times in {monotonic_s() - begun_s:.0f} s"

@@ -41,12 +41,12 @@ NEW: Tree = {
 @contextmanager
 def small_packs() -> Iterator[None]:
     """Publish packs of 250 KB, so that a commit has several of them."""
-    before = packer_module.Packer.__init__.__kwdefaults__
-    packer_module.Packer.__init__.__kwdefaults__ = {"length_target": 250_000}
+    before = packer_module.StagedPack.__init__.__kwdefaults__
+    packer_module.StagedPack.__init__.__kwdefaults__ = {"length_target": 250_000}
     try:
         yield
     finally:
-        packer_module.Packer.__init__.__kwdefaults__ = before
+        packer_module.StagedPack.__init__.__kwdefaults__ = before
 
 
 def commit_new(root: str, on_step: Step) -> CommitResult:

@@ -61,7 +61,7 @@ def disk(tmp_path: Path) -> Iterator[MakeDisk]:
 
 @pytest.fixture(autouse=True)
 def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(packer_module.Packer.__init__.__kwdefaults__, "length_target", 300_000)
+    monkeypatch.setitem(packer_module.StagedPack.__init__.__kwdefaults__, "length_target", 300_000)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
 """Puts a folder or file into the store as a snapshot that nothing names yet.
 
 A pipeline: this thread walks the source and takes results in the walk's order; a pool reads, hashes and compresses small
-files in batches; the object writer's thread writes packs. Memory is bounded by the number of batches in flight, the
-writer's queue and the names of the directories on the path to the current one.
+files in batches; the object writer's thread writes packs, and uploads of packs and large files go on beside it where the
+store is behind a network. Memory is bounded by the number of batches in flight, the writer's queue, the uploads, and the
+names of the directories on the path to the current one.
 
 Order of what becomes durable: objects, map, journal entry (docs/format/overview.md, section 4). Whatever stops a commit
 before the last leaves nothing visible; what was stored is not stored again by the next try.
@@ -11,8 +12,8 @@ before the last leaves nothing visible; what was stored is not stored again by t
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -28,13 +29,13 @@ from vault.ids import Digest
 from vault.ops.source import (
     BeginDirectory,
     EndDirectory,
-    LargeSource,
+    LargeFile,
+    Source,
     SourceFile,
     SourceSymlink,
     Upcoming,
-    Walk,
-    read_small,
 )
+from vault.ops.sources import open_source
 from vault.progress import SILENT, Progress
 from vault.repo.compressor import Compressor
 from vault.repo.large_files import LargeFileWriter
@@ -44,11 +45,13 @@ from vault.repo.repository import Repository
 from vault.repo.stat_cache import StatCache
 from vault.stores.base import LocalFiles
 
-THREADS: Final = min(8, (os.cpu_count() or 1) + 1)
 _BATCH_FILES_MAX: Final = 32
 _BATCH_BYTES_MAX: Final = 2 << 20
-_BATCHES_IN_FLIGHT_MAX: Final = 4 * THREADS
+_BATCHES_OF_A_READER: Final = 4
+_FEW_READERS: Final = 8
+_BATCHES_IN_FLIGHT_MAX: Final = 64
 _STEPS_MAX: Final = 10_000
+UPLOAD_MEMORY_MAX: Final = 512 << 20  # half for packs, half for large files
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +108,36 @@ class _FileStep(NamedTuple):
 class _Ingest:
     """Turns what a walk yields into stored objects and one tree."""
 
-    def __init__(self, repository: Repository, writer: ObjectWriter, cache: StatCache | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        source: Source,
+        writer: ObjectWriter,
+        cache: StatCache | None,
+        progress: Progress,
+        memory_max_bytes: int,
+    ) -> None:
+        self._source = source
         self._writer = writer
         self._cache = cache
         self._progress = progress
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="vault-read")
+        self._pool = ThreadPoolExecutor(source.readers, thread_name_prefix="vault-read")
         self._large = LargeFileWriter(
-            repository.store, repository.index, writer, chunking_of(repository), self._pool, repository.whole_files
+            repository.store,
+            repository.index,
+            writer,
+            chunking_of(repository),
+            self._pool,
+            repository.whole_files,
+            memory_max_bytes=memory_max_bytes,
         )
         self._compressor = Compressor()
         self._steps: deque[_FileStep | Entry | bytes | None] = deque()  # file, symlink, directory begins, directory ends
         self._batch = _Batch()
         self._batches_in_flight = 0
+        self._batches_max = min(_BATCHES_OF_A_READER * source.readers, _BATCHES_IN_FLIGHT_MAX)
+        # A slow source is read by many: each takes few files, so that none waits for another's.
+        self._batch_files_max = max(1, min(_BATCH_FILES_MAX, _BATCH_FILES_MAX * _FEW_READERS // source.readers))
         self._stack: list[tuple[bytes, DirectoryEncoder]] = []
         self.counts = _Counts()
         self.root: Digest | None = None
@@ -144,12 +165,12 @@ class _Ingest:
     def begin_directory(self, name: bytes) -> None:
         """A directory begins; everything up to its `end_directory` lies in it. The root has an empty name."""
         self._steps.append(name)
-        self._take(_BATCHES_IN_FLIGHT_MAX)
+        self._take(self._batches_max)
 
     def end_directory(self) -> None:
         """The current directory has no more entries."""
         self._steps.append(None)
-        self._take(_BATCHES_IN_FLIGHT_MAX)
+        self._take(self._batches_max)
 
     def add_symlink(self, name: bytes, target: bytes) -> None:
         """The next entry is a symlink."""
@@ -175,14 +196,15 @@ class _Ingest:
             self._steps.append(_FileStep(file, None, batch, len(batch.files)))
             batch.files.append(file)
             batch.size_bytes += file.size
-            if len(batch.files) >= _BATCH_FILES_MAX or batch.size_bytes >= _BATCH_BYTES_MAX:
+            if len(batch.files) >= self._batch_files_max or batch.size_bytes >= _BATCH_BYTES_MAX:
                 self._submit()
-        self._take(_BATCHES_IN_FLIGHT_MAX)
+        self._take(self._batches_max)
 
     def finish(self) -> Digest:
         """Take everything that is still under way, make it durable, and return the root's digest."""
         self._submit()
         self._take(0)
+        self._large.finish()
         self._writer.flush()
         assert self.root is not None
         return self.root
@@ -199,7 +221,7 @@ class _Ingest:
         return [self._prepare_one(file) for file in files]
 
     def _prepare_one(self, file: SourceFile) -> _Prepared:
-        data, read_ns = read_small(file)
+        data, read_ns = self._source.read_small(file)
         found = digest(data)
         if not data or self._writer.has(found):
             return _Prepared(found, read_ns, len(data), Codec.RAW, None)
@@ -221,8 +243,17 @@ class _Ingest:
                     break
             steps.popleft()
             self._take_step(step)
-        counts = self.counts
-        self._progress.update(phase="commit", files=counts.files, size_bytes=counts.size_bytes)
+        self._report(self.counts.size_bytes)
+
+    def _report(self, size_bytes: int) -> None:
+        files_total, size_bytes_total = self._source.totals
+        self._progress.update(
+            phase="commit",
+            files=self.counts.files,
+            size_bytes=size_bytes,
+            files_total=files_total,
+            size_bytes_total=size_bytes_total,
+        )
 
     def _take_step(self, step: "_FileStep | Entry | bytes | None") -> None:
         if step is None:
@@ -267,12 +298,14 @@ class _Ingest:
         def advance(size_bytes: int) -> None:
             nonlocal done
             done += size_bytes
-            self._progress.update(phase="commit", files=counts.files, size_bytes=done)
+            self._report(done)
 
-        with LargeSource(file) as source:
-            compress = self._compressor.compress_always if is_compressible(self._compressor, source) else None
-            stored = self._large.store(source, compress=compress, advance=advance, check=source.check)
-            self._remember(file, stored.digest, source.read_ns)
+        with ExitStack() as stack:
+            source = stack.enter_context(self._source.open_large(file))
+            compress = self._compressor.compress_always if is_compressible(self._compressor, source, self._pool) else None
+            stack.pop_all()  # from here on it is closed by whoever reads last
+        stored = self._large.store(source, compress=compress, advance=advance, check=source.check)
+        self._remember(file, stored.digest, source.read_ns)
         counts.new_bytes += stored.new_bytes
         counts.whole_bytes += stored.stored_bytes
         return stored.digest, stored.size
@@ -301,24 +334,27 @@ def freeze(
     exclude: Sequence[bytes] = (),
     skip_special: bool = False,
     as_it_is: bool = False,
+    upload_memory_bytes: int = UPLOAD_MEMORY_MAX,
     progress: Progress = SILENT,
 ) -> Frozen:
     """Put a folder or file into the store, with its map, and name it nowhere. Arguments and errors: as of `commit`.
 
     `as_it_is` is for a copy that was made for this: no ignore files are heeded, and its files are not remembered.
     """
-    walk = Walk(
+    walk = open_source(
         source,
         exclude=exclude,
         skip_special=skip_special,
         forbidden=[repository.cache_root, *_local_root(repository)],
         as_it_is=as_it_is,
+        progress=progress,
     )
+    repository.load_index(progress)
     cache = None if as_it_is else StatCache(os.path.join(repository.cache_root, "stat_cache.lmdb"))
     try:
         with (
-            ObjectWriter(repository.store, repository.index) as writer,
-            _Ingest(repository, writer, cache, progress) as ingest,
+            ObjectWriter(repository.store, repository.index, memory_max_bytes=upload_memory_bytes // 2) as writer,
+            _Ingest(repository, walk, writer, cache, progress, upload_memory_bytes // 2) as ingest,
         ):
             _feed(ingest, walk)
             snapshot = ingest.finish()
@@ -346,7 +382,7 @@ def freeze(
     )
 
 
-def _feed(ingest: _Ingest, walk: Walk) -> None:
+def _feed(ingest: _Ingest, walk: Source) -> None:
     """Hand everything that the walk yields to the pipeline, files with what the stat cache knows of them."""
     known: list[Iterator[Digest | None]] = []
     for step in walk:
@@ -364,12 +400,15 @@ def _feed(ingest: _Ingest, walk: Walk) -> None:
             ingest.add_symlink(step.name, step.target)
 
 
-def is_compressible(compressor: Compressor, source: LargeSource) -> bool:
-    """Return whether most samples of a large file shrink by the margin."""
-    buffer = memoryview(bytearray(SAMPLE_SIZE))
+def is_compressible(compressor: Compressor, source: LargeFile, pool: Executor | None = None) -> bool:
+    """Return whether most samples of a large file shrink by the margin. A pool reads them side by side."""
+
+    def shrinks(offset: int) -> bool:
+        buffer = memoryview(bytearray(SAMPLE_SIZE))
+        return compressor.ratio(bytes(buffer[: source.read_at(offset, buffer)])) <= GAIN_MIN_LARGE
+
     offsets = large_sample_offsets(source.size)
-    samples = (bytes(buffer[: source.read_at(offset, buffer)]) for offset in offsets)
-    return 2 * sum(compressor.ratio(sample) <= GAIN_MIN_LARGE for sample in samples) > len(offsets)
+    return 2 * sum((map if pool is None else pool.map)(shrinks, offsets)) > len(offsets)
 
 
 def _ensure_map(repository: Repository, snapshot: Digest) -> None:

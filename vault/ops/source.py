@@ -11,17 +11,20 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol
 
 from vault.errors import SourceChanged, SourceUnreadable, SpecialFile, UsageError
 from vault.format.tree import DEPTH_MAX, NAME_LENGTH_MAX
 from vault.ops.descent import Descent
 from vault.ops.exclude import IGNORE_FILE, IGNORE_FILE_SIZE_MAX, RuleSet, is_excluded, parse_ignore_file, parse_rules
 from vault.ops.names import list_names
+from vault.repo.stat_cache import Status
 
 _READ_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # never waits for a FIFO
 _LOOKED_AT_ONCE: Final = 256  # names of a directory: what is known of them is held in memory
 _CHANGED: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ESTALE})
+_READERS: Final = min(8, (os.cpu_count() or 1) + 1)
 _SPECIAL: Final = {stat.S_IFSOCK: "socket", stat.S_IFIFO: "FIFO", stat.S_IFBLK: "block device", stat.S_IFCHR: "device"}
 
 
@@ -30,8 +33,8 @@ class SourceFile:
     """A regular file as the walk saw it."""
 
     name: bytes
-    path: bytes  # absolute
-    status: os.stat_result
+    path: bytes  # absolute, or a URL
+    status: Status
 
     @property
     def size(self) -> int:
@@ -81,6 +84,81 @@ class WalkReport:
     special: list[bytes] = field(default_factory=list)
 
 
+class LargeFile(Protocol):
+    """A large file that is open for reading. Leaving it as a context manager closes it. Threads: `read_at` is free."""
+
+    @property
+    def path(self) -> str:
+        """Its path, for messages."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Its size as the walk saw it."""
+        ...
+
+    @property
+    def read_ns(self) -> int:
+        """When reading began, in nanoseconds since 1970."""
+        ...
+
+    def read_at(self, offset: int, into: memoryview) -> int:
+        """Fill into from offset on; return how many bytes there were. Raises SourceUnreadable, SourceChanged."""
+        ...
+
+    def check(self) -> None:
+        """Raise SourceChanged unless the file still is what the walk saw."""
+        ...
+
+    def __enter__(self) -> "LargeFile":
+        """Return self."""
+        ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the file."""
+        ...
+
+
+class Contents(Protocol):
+    """What reads files that a walk has yielded, here or in another process. Threads: safe."""
+
+    @property
+    def readers(self) -> int:
+        """How many small files to read at one time."""
+        ...
+
+    def read_small(self, file: SourceFile) -> tuple[bytes, int]:
+        """Return a file's content, and when reading it began (ns since 1970). Raises SourceChanged, SourceUnreadable."""
+        ...
+
+    def open_large(self, file: SourceFile) -> LargeFile:
+        """Open a file that is too large to be read at once. Raises as `read_small`."""
+        ...
+
+
+class Source(Contents, Protocol):
+    """What is committed: a walk in tree order, and the contents of the files that it yields."""
+
+    @property
+    def report(self) -> WalkReport:
+        """What was left out; complete after the walk."""
+        ...
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """How many files and bytes there are, once the walk has begun; zeros if that is not known."""
+        ...
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one file, not a folder. Of a URL this is known once the walk has begun."""
+        ...
+
+    def __iter__(self) -> Iterator[Step]:
+        """Yield what there is, once."""
+        ...
+
+
 _Item = SourceFile | SourceSymlink | bytes  # bytes: name of a directory
 
 
@@ -93,7 +171,7 @@ class _Frame:
 
 
 class Walk:
-    """Iterates over a source once, in tree order; `report` is complete afterwards."""
+    """A folder, or a file, as a Source."""
 
     def __init__(
         self,
@@ -126,6 +204,29 @@ class Walk:
             self._status = os.stat(self._source)
         except OSError as error:
             raise _unreadable(self._source, error) from error
+
+    @property
+    def readers(self) -> int:
+        """A few more than there are processors: reading waits little."""
+        return _READERS
+
+    @property
+    def is_single(self) -> bool:
+        """Whether it is one file."""
+        return not stat.S_ISDIR(self._status.st_mode)
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """Not known: names are looked at as they are needed."""
+        return 0, 0
+
+    def read_small(self, file: SourceFile) -> tuple[bytes, int]:
+        """Return a file's content. See Source."""
+        return read_small(file)
+
+    def open_large(self, file: SourceFile) -> "LargeSource":
+        """Open a large file. See Source."""
+        return LargeSource(file)
 
     def __iter__(self) -> Iterator[Step]:
         """Yield what there is; the outermost directory has an empty name.
@@ -332,7 +433,7 @@ def open_file(path: bytes) -> int:
         os.close(directory)
 
 
-def same_file(before: os.stat_result, after: os.stat_result) -> bool:
+def same_file(before: Status, after: Status) -> bool:
     """Return whether two statuses are those of the same content: device, inode, size, times."""
     return (
         before.st_ino == after.st_ino

@@ -6,7 +6,10 @@ one place. Threads: safe. Processes: an instance belongs to the process that ope
 
 import logging
 import struct
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from vault.clock import monotonic_s
@@ -15,15 +18,18 @@ from vault.format.chunk_table import TABLE_SIZE_MAX, ChunkTable, decode_chunk_ta
 from vault.format.layout import PACKS, WHOLE, index_digest
 from vault.format.pack import INDEX_SIZE_MAX, Codec, ObjectKind, PackIndex, decode_index
 from vault.ids import DIGEST_SIZE, Digest
+from vault.progress import SILENT, Progress
 from vault.repo.lmdb_file import CacheDamaged, LmdbFile
 from vault.repo.objects import ObjectLocation
-from vault.stores.base import ByteReader
+from vault.stores.base import ByteReader, RemoteFiles
 
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION: Final = 1
 LOOK_AGAIN_S: Final = 1.0
+LOADS_AT_ONCE_MAX: Final = 12  # indexes that are fetched from a store behind a network and not added yet
 _ROWS_AT_ONCE: Final = 1 << 12
+_SIZE_OF_ROW: Final = 52  # in the store
 _PLACE = struct.Struct("<IQQQBB")  # container offset length size codec kind
 _NUMBER = struct.Struct(">I")
 _OBJECTS, _CONTAINERS, _SEEN = b"objects", b"containers", b"seen"
@@ -67,17 +73,18 @@ class ObjectIndex:
         """Make a whole file known, and the chunks in it."""
         self._add(_Contents(b"w" + table.file, tuple(_whole_rows(table))))
 
-    def refresh(self) -> int:
+    def refresh(self, progress: Progress = SILENT) -> int:
         """Read the indexes of the store that were not seen yet. Returns how many there were.
 
         If one that was seen is gone, everything is read anew: what it named may be gone too. A damaged one is logged and
-        left out: its objects are missing until `vault verify` says what to do.
+        left out: its objects are missing until `vault verify` says what to do. A store behind a network is asked for
+        several at one time.
         """
         try:
-            return self._refresh()
+            return self._refresh(progress)
         except CacheDamaged:
             self._renew()
-            return self._refresh()
+            return self._refresh(progress)
 
     def sync(self) -> None:
         """Make the index outlive a restart of the machine."""
@@ -110,18 +117,21 @@ class ObjectIndex:
             get = transaction.get
             return [found is not None and get(found, db=database) is not None for found in digests]
 
-    def _refresh(self) -> int:
+    def _refresh(self, progress: Progress = SILENT) -> int:
         with self._file.read() as transaction:
             seen = {bytes(key) for key in transaction.cursor(db=self._file.db(_SEEN)).iternext(values=False)}
         listed = self._listed()  # after seen: what was seen by then, a listing shows
         if not seen <= listed.keys():
             logger.warning("the object index is made anew: the store has lost some of what it names")
             return self._rebuild()
-        added = 0
-        for name, key in listed.items():
-            if name not in seen and (contents := self._load(key)) is not None:
+        new = [key for name, key in listed.items() if name not in seen]
+        added = size_bytes = 0
+        for looked_at, contents in enumerate(self._load_each(new), 1):
+            if contents is not None:
                 self._add(contents)
                 added += 1
+                size_bytes += _SIZE_OF_ROW * len(contents.rows)
+            progress.update(phase="indexes of the store", files=looked_at, size_bytes=size_bytes, files_total=len(new))
         return added
 
     def _rebuild(self) -> int:
@@ -130,8 +140,8 @@ class ObjectIndex:
         with self._file.write() as transaction:
             for name in (_OBJECTS, _SEEN):
                 transaction.drop(self._file.db(name), delete=False)
-            for key in self._listed().values():  # now that nobody can add what an earlier listing did not show
-                contents = self._load(key)
+            # now that nobody can add what an earlier listing did not show
+            for contents in self._load_each(self._listed().values()):
                 if contents is not None:
                     self._put(transaction, contents)
                     added += 1
@@ -146,17 +156,41 @@ class ObjectIndex:
         keys = [key for prefix in (PACKS, WHOLE) for key in self._store.list(prefix)]
         return {_seen_key(key, digest): key for key in keys if (digest := index_digest(key)) is not None}
 
-    def _load(self, key: str) -> "_Contents | None":
+    def _load_each(self, keys: Iterable[str]) -> "Iterator[_Contents | None]":
+        """Yield what `_load` returns for each key, in order."""
+        if not isinstance(self._store, RemoteFiles):
+            for key in keys:
+                yield self._load(key, partial(self._fetch, key))
+            return
+        at_once = max(1, min(LOADS_AT_ONCE_MAX, self._store.requests_max))
+        with ThreadPoolExecutor(at_once, "vault-index") as pool:
+            waiting: deque[tuple[str, Future[bytes]]] = deque()  # decoded, they take some six times as much
+            try:
+                for key in keys:
+                    if len(waiting) == at_once:
+                        first, future = waiting.popleft()
+                        yield self._load(first, future.result)
+                    waiting.append((key, pool.submit(self._fetch, key)))
+                while waiting:
+                    first, future = waiting.popleft()
+                    yield self._load(first, future.result)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fetch(self, key: str) -> bytes:
+        return self._store.get(key, length=(INDEX_SIZE_MAX if key.startswith(PACKS) else TABLE_SIZE_MAX) + 1)
+
+    def _load(self, key: str, fetched: Callable[[], bytes]) -> "_Contents | None":
         """Return what an index in the store names; None, and a line in the log, if it cannot be used."""
         digest = index_digest(key)
         assert digest is not None
         try:
             if key.startswith(PACKS):
-                pack = decode_index(self._store.get(key, length=INDEX_SIZE_MAX + 1))
+                pack = decode_index(fetched())
                 if pack.pack != digest:
                     raise FormatError("pack index", "it belongs to another pack")
                 return _Contents(b"p" + digest, pack.objects)
-            table = decode_chunk_table(self._store.get(key, length=TABLE_SIZE_MAX + 1))
+            table = decode_chunk_table(fetched())
             if table.file != digest:
                 raise FormatError("chunk table", "it belongs to another file")
             return _Contents(b"w" + digest, tuple(_whole_rows(table)))
@@ -206,18 +240,20 @@ class FreshIndex:
     A look that brings nothing is not repeated for LOOK_AGAIN_S: in a store that lost many objects each miss would cost one.
     """
 
-    def __init__(self, index: ObjectIndex) -> None:
+    def __init__(self, index: Callable[[], ObjectIndex]) -> None:
+        """Take what gives the index: a reader that finds all it needs through maps never opens it."""
         self._index = index
         self._again_s = 0.0
 
     def find(self, object_digest: Digest) -> ObjectLocation | None:
         """Return where an object is stored, or None."""
-        found = self._index.find(object_digest)
+        index = self._index()
+        found = index.find(object_digest)
         if found is not None or monotonic_s() < self._again_s:
             return found
-        if not self._index.refresh():
+        if not index.refresh():
             self._again_s = monotonic_s() + LOOK_AGAIN_S
-        return self._index.find(object_digest)
+        return index.find(object_digest)
 
 
 def open_index(path: str, store: ByteReader, *, pass_over_unreadable: bool = False) -> ObjectIndex:

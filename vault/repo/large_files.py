@@ -2,12 +2,15 @@
 
 One pass over the source (large_pass.py) hashes it, cuts it and, for a file that looks new, copies it. What the first chunks
 promise may turn out wrong: then a second pass stores the new chunks, and each is hashed again, so that nothing is stored
-that was not read. Memory: the buffers of the pass and the queue of the writer.
+that was not read. A store that takes uploads gets no copy: its files are sent straight from the source once their names are
+known, proven on the way, while the next ones are hashed (whole_uploads.py). Memory: the buffers of the pass, the queue of
+the writer, parts of uploads.
 """
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import ExitStack
+from types import TracebackType
 from typing import Final, NamedTuple, Protocol
 
 from vault.chunking.params import ChunkingParams
@@ -17,12 +20,14 @@ from vault.format.digest import digest
 from vault.format.layout import whole_key
 from vault.format.pack import Codec, ObjectKind
 from vault.ids import Digest
-from vault.repo.existing import publish_or_confirm, put_chunk_table
+from vault.repo.cached_whole_files import CachedWholeFiles
+from vault.repo.existing import publish_or_confirm, put_chunk_table, uncached
 from vault.repo.index import ObjectIndex
 from vault.repo.large_pass import Lanes, LargePass, PassSource, Piece
 from vault.repo.object_writer import ObjectWriter
 from vault.repo.whole_files import WholeFiles
-from vault.stores.base import Stage, Store
+from vault.repo.whole_uploads import MEMORY_MAX, WholeUploads
+from vault.stores.base import Stage, Store, Uploads
 
 _KNOWN_SHARE_MIN: Final = 0.5  # of a file's bytes: from here on a recipe saves more than a file of its own is worth
 
@@ -40,6 +45,14 @@ class Source(PassSource, Protocol):
     @property
     def size(self) -> int:
         """Its size when it was opened."""
+        ...
+
+    def __enter__(self) -> "Source":
+        """Return self."""
+        ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Close it."""
         ...
 
 
@@ -62,20 +75,45 @@ class LargeFileWriter:
         writer: ObjectWriter,
         params: ChunkingParams,
         pool: Executor,
-        whole_files: WholeFiles | None,
+        whole_files: WholeFiles | CachedWholeFiles | None,
+        *,
+        memory_max_bytes: int = MEMORY_MAX,
     ) -> None:
+        """Make the threads that are needed from the beginning.
+
+        Args:
+            store: where files go.
+            index: of the store.
+            writer: takes chunks and recipes.
+            params: where files are cut.
+            pool: hashes and compresses chunks.
+            whole_files: of the store, if it has some: told which files of this machine were just hashed.
+            memory_max_bytes: how much of files may be on its way to a store behind a network.
+        """
+        store = uncached(store)
         self._store = store
         self._index = index
         self._writer = writer
         self._params = params
         self._pool = pool
-        self._whole_files = whole_files
+        self._whole_files = whole_files if isinstance(whole_files, WholeFiles) else None
         self._resources = ExitStack()
         self._lanes: Lanes | None = None  # made for the first large file: most datasets have none
 
+        self._uploads: WholeUploads | None = None
+        if isinstance(store, Uploads):
+            self._uploads = self._resources.enter_context(
+                WholeUploads(store, store, index.add_whole, writer.fail, memory_max_bytes=memory_max_bytes)
+            )
+
     def close(self) -> None:
-        """End the threads."""
+        """End the threads, and give up what is on its way."""
         self._resources.close()
+
+    def finish(self) -> None:
+        """Return once every file is stored, or in the hands of the object writer. Raises what went wrong."""
+        if self._uploads is not None:
+            self._uploads.finish()
 
     def store(
         self,
@@ -85,10 +123,10 @@ class LargeFileWriter:
         advance: Callable[[int], None] = lambda _: None,
         check: Callable[[], None] = lambda: None,
     ) -> StoredFile:
-        """Store the content of a file unless the store has it.
+        """Store the content of a file unless the store has it. It may be on its way still: see `finish`.
 
         Args:
-            source: what to read.
+            source: what to read; it is closed once nothing more is read, which may be after the call.
             compress: makes stored bytes of a chunk, or None where that does not pay. Without it nothing is compressed and
                 the file may be stored whole.
             advance: told how many more bytes were read in the first pass.
@@ -102,18 +140,26 @@ class LargeFileWriter:
         if self._lanes is None:
             self._lanes = self._resources.enter_context(Lanes(self._params, self._pool))
         with ExitStack() as stack:
+            stack.enter_context(source)
             first = _FirstPass(self, self._lanes, source, compress, advance, stack)
             first.run()
             check()
             table = ChunkTable(first.digest, first.size, tuple(first.chunks))
             new_bytes = table.size - first.known_bytes
+            if self._uploads is not None:
+                self._uploads.settle([table.file])
             if self._writer.has(table.file):
                 return StoredFile(table.file, table.size, 0, 0)
-            if first.stage is not None and first.known_bytes < _KNOWN_SHARE_MIN * table.size:
-                self._publish_whole(first.stage, table)
+            if first.looks_new and first.known_bytes < _KNOWN_SHARE_MIN * table.size:
+                if self._uploads is not None:
+                    self._uploads.take(source, source.path, table, stack.pop_all())
+                else:
+                    assert first.stage is not None
+                    self._publish_whole(first.stage, table)
                 return StoredFile(table.file, table.size, new_bytes, table.size)
-        if not first.stores_chunks:
-            self._store_new_chunks(self._lanes, source, table, compress)
+            if not first.stores_chunks:
+                self._store_new_chunks(self._lanes, source, table, compress)
+                check()
         # Chunks first, recipe last: packs are published in the order in which objects were added.
         data = encode_chunk_table(table)
         self._writer.add(table.file, ObjectKind.RECIPE, Codec.RAW, data, len(data))
@@ -164,7 +210,8 @@ class _FirstPass:
         self._pass = LargePass(lanes, source, self._take, advance)
         self.chunks: list[Chunk] = []
         self.known_bytes = 0
-        self.stage: Stage | None = None
+        self.looks_new = False
+        self.stage: Stage | None = None  # its copy; None if it will be uploaded from the source
         self.stores_chunks = compress is not None
 
     @property
@@ -181,6 +228,8 @@ class _FirstPass:
 
     def _take(self, pieces: Sequence[Piece]) -> None:
         """Note the chunks of one buffer, and store the new ones if that is how the file is stored."""
+        if self._owner._uploads is not None:
+            self._owner._uploads.settle(piece.chunk.digest for piece in pieces)
         has = self._owner._writer.has
         new = [piece for piece in pieces if not has(piece.chunk.digest)]
         size = sum(piece.chunk.size for piece in pieces)
@@ -197,10 +246,11 @@ class _FirstPass:
 
     def _choose(self, size: int) -> None:
         """Guess from the first buffer how the file will be stored, so that most files need one pass."""
-        if self.known_bytes < _KNOWN_SHARE_MIN * size:
+        self.looks_new = self.known_bytes < _KNOWN_SHARE_MIN * size
+        if self.looks_new and self._owner._uploads is None:
             self.stage = self._stack.enter_context(self._owner._store.stage())
             self._pass.copy = self.stage.write
-        else:
+        elif not self.looks_new:
             self.stores_chunks = True
 
 

@@ -1,21 +1,24 @@
 """Stores objects once: what the store has is not written again, the rest goes into packs from a thread of its own.
 
 Content and tree pages go into packs of their own, so that the pages of a snapshot lie together. What was added is durable
-and findable after `flush`. Threads: `add` and `has` from several, `flush` and `close` from one.
+and findable after `flush`. A store that takes uploads gets several packs at one time (pack_uploads.py); any other gets
+one after the other, as they are written. Threads: `add` and `has` from several, `flush` and `close` from one.
 """
 
 import queue
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final, NamedTuple
 
 from vault.errors import VaultError
 from vault.format.pack import Codec, ObjectKind, PackIndex
 from vault.ids import Digest
+from vault.repo.existing import uncached
 from vault.repo.index import ObjectIndex
-from vault.repo.packer import Packer
-from vault.stores.base import Buffer, Store
+from vault.repo.pack_uploads import MEMORY_MAX, PackUploads
+from vault.repo.packer import Packer, StagedPack
+from vault.stores.base import Buffer, Store, Uploads
 
 _QUEUE_BYTES_MAX: Final = 64 << 20
 
@@ -31,10 +34,26 @@ class _Item(NamedTuple):
 class ObjectWriter:
     """Adds objects to a store. Use as a context manager: leaving it without `flush` discards what is not published."""
 
-    def __init__(self, store: Store, index: ObjectIndex) -> None:
+    def __init__(self, store: Store, index: ObjectIndex, *, memory_max_bytes: int = MEMORY_MAX) -> None:
+        """Start the thread.
+
+        Args:
+            store: where packs go.
+            index: of the store.
+            memory_max_bytes: how much packs may take that are on their way to a store behind a network.
+        """
+        store = uncached(store)
         self._index = index
-        self._contents = Packer(store, self._published)
-        self._pages = Packer(store, self._published)
+        self._resources = ExitStack()
+        self._uploads: PackUploads | None = None
+        if isinstance(store, Uploads):
+            self._uploads = self._resources.enter_context(
+                PackUploads(store, store, self._published, self.fail, memory_max_bytes=memory_max_bytes)
+            )
+            begin = self._uploads.begin
+            self._contents, self._pages = Packer(begin), Packer(begin)
+        else:
+            self._contents, self._pages = (Packer(lambda _: StagedPack(store, self._published)) for _ in range(2))
         self._pending: set[Digest] = set()
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
@@ -87,13 +106,20 @@ class ObjectWriter:
         done.wait()
         self._check()
 
+    def fail(self, error: BaseException) -> None:
+        """Take nothing more, and let all who add, or wait, hear why. For what stores beside this writer, in any thread."""
+        with self._room:
+            self._failure = self._failure or error
+            self._room.notify_all()
+
     def __enter__(self) -> "ObjectWriter":
         """Return self."""
         return self
 
     def __exit__(self, *exc: object) -> None:
-        """End the thread; drop a pack that is not complete."""
+        """End the threads; drop what is not complete, and what is on its way."""
         self._items.put(None)
+        self._resources.close()  # before the thread is waited for: it may wait for an upload
         self._thread.join()
         with suppress(VaultError, OSError):
             self._contents.discard()
@@ -111,11 +137,13 @@ class ObjectWriter:
                     if self._failure is None:
                         self._contents.flush()
                         self._pages.flush()
+                        if self._uploads is not None:
+                            self._uploads.finish()
                 elif self._failure is None:
                     packer = self._pages if item.kind == ObjectKind.PAGE else self._contents
                     packer.add(item.digest, item.kind, item.codec, item.data, item.size)
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-                self._failure = error
+                self.fail(error)
             if isinstance(item, threading.Event):
                 item.set()
             else:

@@ -5,11 +5,10 @@ again within the granularity of its time stamps, with its size unchanged, would 
 more by the next commit. The cache says nothing about any store; all stores of a user share it. Threads: safe.
 """
 
-import os
 import struct
 import threading
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, Protocol
 
 from vault.format.digest import digest
 from vault.ids import Digest
@@ -22,6 +21,40 @@ _FILES: Final = b"files"
 _BATCH: Final = 512
 
 
+class Status(Protocol):
+    """What tells whether a file is what it was. That of a file system, or what a URL's listing says in its terms."""
+
+    @property
+    def st_dev(self) -> int:
+        """Where it lies."""
+        ...
+
+    @property
+    def st_ino(self) -> int:
+        """Which file, or which state of it."""
+        ...
+
+    @property
+    def st_mode(self) -> int:
+        """Its kind and permissions."""
+        ...
+
+    @property
+    def st_size(self) -> int:
+        """Bytes."""
+        ...
+
+    @property
+    def st_mtime_ns(self) -> int:
+        """When it was written last."""
+        ...
+
+    @property
+    def st_ctime_ns(self) -> int:
+        """When anything about it changed last."""
+        ...
+
+
 class StatCache:
     """Remembers digests of files by their status."""
 
@@ -31,7 +64,7 @@ class StatCache:
         self._lock = threading.Lock()
         self._fresh: dict[bytes, bytes] = {}
 
-    def lookup(self, files: Iterable[tuple[bytes, os.stat_result]]) -> list[Digest | None]:
+    def lookup(self, files: Iterable[tuple[bytes, Status]]) -> list[Digest | None]:
         """Return the digest of each (absolute path, status), or None where it is not known for sure."""
         files = list(files)
         self._file.let_go()
@@ -43,7 +76,7 @@ class StatCache:
             self._file.renew()
             return [None] * len(files)
 
-    def remember(self, path: bytes, status: os.stat_result, read_ns: int, content: Digest) -> None:
+    def remember(self, path: bytes, status: Status, read_ns: int, content: Digest) -> None:
         """Note the content that a file with this status had when it was read, at read_ns. Written in batches."""
         value = _VALUE.pack(status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, read_ns, content)
         with self._lock:
@@ -75,11 +108,11 @@ class StatCache:
         self._file.close()
 
 
-def _key(path: bytes, status: os.stat_result) -> bytes:
+def _key(path: bytes, status: Status) -> bytes:
     return digest(b"%d\0%b" % (status.st_dev, path))[:16]
 
 
-def _match(value: bytes | None, status: os.stat_result) -> Digest | None:
+def _match(value: bytes | None, status: Status) -> Digest | None:
     if value is None or len(value) != _VALUE.size:
         return None
     size, inode, mtime_ns, ctime_ns, read_ns, content = _VALUE.unpack(value)

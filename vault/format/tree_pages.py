@@ -173,6 +173,12 @@ class LeafPage:
             raise FormatError("tree page", "not in canonical form")
         return StoredRows(rows, self._data[self._heap + offsets[0] : self._heap + end])
 
+    def signatures(self) -> list[bytes]:
+        """Return for each row what says all of it, to be compared with rows of other pages. Raises as `columns`."""
+        data, size = self._data, LEAF_ROW.size
+        rows = [data[at + 4 : at + size] for at in range(HEADER.size, HEADER.size + self.count * size, size)]
+        return list(map(add, rows, self.columns(0, self.count).name_list()))
+
     def find(self, name: bytes) -> int | None:
         """Return the row that has name, or None."""
         if self._names is None:

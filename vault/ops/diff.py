@@ -1,14 +1,17 @@
 """What changed between two snapshots. Equal directories and equal pages are skipped, so the work is that of the change."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from operator import lt
+from typing import Final, NamedTuple
 
 from vault.errors import FormatError
 from vault.format.tree import DEPTH_MAX, Entry, Kind
 from vault.ids import Digest
-from vault.repo.trees import Directory, TreeReader, in_order
+from vault.repo.trees import Directory, TreeReader
+
+_COMPARED_AT_ONCE: Final = 256  # rows
 
 
 class ChangeKind(StrEnum):
@@ -76,33 +79,85 @@ class _Trees(NamedTuple):
 def _diff_directories(trees: _Trees, prefix: bytes, old: Digest, new: Digest) -> _Steps:
     if old == new:
         return
-    old_entries, new_entries = _differing_entries(trees.reader, trees.reader.load(old), trees.reader.load(new))
-    left, right = next(old_entries, None), next(new_entries, None)
-    while left is not None or right is not None:
-        if right is None or (left is not None and left.name < right.name):
+    for left, right in _differing(trees.reader, trees.reader.load(old), trees.reader.load(new)):
+        if right is None:
             assert left is not None
             yield from _one_sided(trees, prefix, left, ChangeKind.REMOVED)
-            left = next(old_entries, None)
-        elif left is None or right.name < left.name:
+        elif left is None:
             yield from _one_sided(trees, prefix, right, ChangeKind.ADDED)
-            right = next(new_entries, None)
         else:
             yield from _same_name(trees, prefix, left, right)
-            left, right = next(old_entries, None), next(new_entries, None)
 
 
-def _differing_entries(trees: TreeReader, old: Directory, new: Directory) -> tuple[Iterator[Entry], Iterator[Entry]]:
-    """Return the entries of both directories without those in leaves that both have."""
+def _differing(trees: TreeReader, old: Directory, new: Directory) -> Iterator[tuple[Entry | None, Entry | None]]:
+    """Yield by name the entries in which two directories differ. Leaves that both have are not read, and rows that both
+    have are not made to entries."""
     shared = {row.digest for row in old.rows} & {row.digest for row in new.rows}
+    left, right = _Side(trees, old, shared), _Side(trees, new, shared)
+    while not (left.is_done and right.is_done):
+        if left.is_done or (not right.is_done and right.name < left.name):
+            yield None, right.take()
+        elif right.is_done or left.name < right.name:
+            yield left.take(), None
+        elif equal := _equal_run(left, right):
+            left.skip(equal)
+            right.skip(equal)
+        else:
+            yield left.take(), right.take()
 
-    def entries(directory: Directory) -> Iterator[Entry]:
-        if directory.leaf is not None:
-            yield from directory.leaf.entries()
-        for row in directory.rows:
-            if row.digest not in shared:
-                yield from trees.load_leaf(row).entries()
 
-    return in_order(entries(old)), in_order(entries(new))
+class _Side:
+    """A place among the entries of a directory, in those leaves that the other side does not have."""
+
+    def __init__(self, trees: TreeReader, directory: Directory, shared: Set[Digest]) -> None:
+        self._leaves = trees.leaves(directory._replace(rows=tuple(r for r in directory.rows if r.digest not in shared)))
+        self._last = b""
+        self._skip_to_leaf()
+
+    @property
+    def name(self) -> bytes:
+        return self._names[self.at]
+
+    def take(self) -> Entry:
+        assert self._leaf is not None
+        entry = self._leaf.entry(self.at)
+        self.skip(1)
+        return entry
+
+    def skip(self, count: int) -> None:
+        self.at += count
+        if self.at == len(self._names):
+            self._skip_to_leaf()
+
+    def _skip_to_leaf(self) -> None:
+        """Go to the next leaf that has entries."""
+        self.at = 0
+        for leaf in self._leaves:
+            if leaf.count:
+                self._leaf = leaf
+                self._names = leaf.columns(0, leaf.count).name_list()
+                self.signatures = leaf.signatures()
+                if self._names[0] <= self._last or not all(map(lt, self._names, self._names[1:])):
+                    raise FormatError("directory", "names are not in strictly ascending byte order")
+                self._last = self._names[-1]
+                self.is_done = False
+                return
+        self.is_done = True
+
+
+def _equal_run(left: _Side, right: _Side) -> int:
+    """Return how many entries from here on are the same on both sides, within the leaves at hand."""
+    first, i, second, j = left.signatures, left.at, right.signatures, right.at
+    most = min(len(first) - i, len(second) - j)
+    count = 0
+    while count < most:
+        step = min(_COMPARED_AT_ONCE, most - count)
+        if first[i + count : i + count + step] != second[j + count : j + count + step]:
+            break
+        count += step
+    while count < most and first[i + count] == second[j + count]:
+        count += 1
+    return count
 
 
 def _same_name(trees: _Trees, prefix: bytes, old: Entry, new: Entry) -> _Steps:

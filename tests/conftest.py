@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import secrets
 import signal
 from collections.abc import Iterator
 
@@ -21,6 +22,19 @@ def gateway() -> Iterator[Gateway]:
     """A real S3 service: a Ceph started for this session, or the one that VAULTFS_TEST_S3 names."""
     with start_gateway() as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def shared_bucket(gateway: Gateway) -> Iterator[str]:
+    """A bucket in which each test has a prefix of its own: making one takes Ceph a second."""
+    with gateway.bucket() as name:
+        yield name
+
+
+@pytest.fixture
+def place(shared_bucket: str) -> str:
+    """An empty place for a store of the test's own, as a URL."""
+    return f"s3://{shared_bucket}/{secrets.token_hex(6)}/store"
 
 
 @pytest.fixture

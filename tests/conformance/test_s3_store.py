@@ -1,5 +1,9 @@
 """A bucket passes the suite of all stores, on Ceph and on moto's server; and what it adds."""
 
+import os
+import secrets
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -19,13 +23,82 @@ class TestCeph(StoreSuite):
     """Ceph's gateway: a service that is not AWS and has no newer checksums."""
 
     @pytest.fixture
-    def open_store(self, gateway: Gateway, bucket: str) -> OpenStore:
-        return lambda: S3Store(f"s3://{bucket}/some/place", access=access(gateway))
+    def open_store(self, gateway: Gateway, place: str) -> OpenStore:
+        return lambda: S3Store(place, access=access(gateway))
 
 
-class TestCephWithoutPrefix(StoreSuite):
-    """A bucket that is nothing but a store."""
+def test_a_bucket_that_is_nothing_but_a_store(gateway: Gateway, bucket: str) -> None:
+    store = S3Store(f"s3://{bucket}", access=access(gateway))
+    assert store.url == f"s3://{bucket}"
+    keys = ["a", "b/c", "b/d", "z"]
+    for key in reversed(keys):
+        store.put(key, key.encode())
+    client = gateway.client()
+    for name in ("tmp/x", "ä", ".hidden", "b//c"):
+        client.put_object(Bucket=bucket, Key=name, Body=b"no key of ours")
+    client.close()
+    assert list(store.list("")) == keys
+    assert list(store.list("b/")) == ["b/c", "b/d"]
+    assert store.get("b/c") == b"b/c"
+    store.delete("b/c")
+    store.delete("b/c")
+    assert list(store.list("b/")) == ["b/d"]
+
+
+def test_two_stores_in_one_bucket_do_not_see_each_other(gateway: Gateway, place: str) -> None:
+    one, other = (S3Store(f"{place}/{name}", access=access(gateway)) for name in ("one", "one-more"))
+    one.put("a", b"1")
+    other.put("a", b"2")
+    assert (one.get("a"), other.get("a"), list(one.list(""))) == (b"1", b"2", ["a"])
+
+
+def test_it_is_known_by_its_url_and_loaded_on_use(gateway: Gateway, place: str) -> None:
+    script = (
+        "import sys\n"
+        "from vault.stores.registry import open_store\n"
+        "import vault.cli.main\n"
+        "assert not {'boto3', 'botocore'} & set(sys.modules)\n"
+        f"store = open_store({place!r})\n"
+        "store.put('a', b'1')\n"
+        "print(store.url, store.get('a'), 'boto3' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **gateway.variables()},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout == f"{place} b'1' True\n", done.stderr
+
+
+def test_it_is_a_store_behind_a_network_that_takes_uploads(place: str) -> None:
+    store = S3Store(place)
+    assert isinstance(store, RemoteFiles) and store.requests_max > 1
+    assert isinstance(store, Uploads)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Gateway]:
+    """An emulator of AWS."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    found = Gateway(f"http://{host}:{port}", "testing", "testing")
+    client = found.client()
+    client.create_bucket(Bucket="moto")
+    client.close()
+    yield found
+    server.stop()
+
+
+class TestMoto(StoreSuite):
+    """An emulator of AWS, which knows what Ceph does not."""
 
     @pytest.fixture
-    def open_store(self, gateway: Gateway, bucket: str) -> OpenStore:
-        return lambda: S3Store(f"s3://{bucket}", access=access(gateway))
+    def open_store(self, moto: Gateway) -> OpenStore:
+        url = f"s3://moto/{secrets.token_hex(6)}"
+        return lambda: S3Store(url, access=access(moto))

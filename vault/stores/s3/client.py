@@ -6,11 +6,13 @@ found by boto3's usual means: environment, ~/.aws, the machine's role. A client 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import boto3
 import botocore.session
 from botocore.config import Config
+from botocore.loaders import Loader, create_loader
 
 CONNECT_TIMEOUT_S: Final = 5
 READ_TIMEOUT_S: Final = 10  # between two pieces of an answer
@@ -39,6 +41,7 @@ def make_client(access: Access, told: Callable[[str], None]) -> Any:
         BotoCoreError, ValueError: the settings make no sense.
     """
     found = botocore.session.Session()
+    found.register_component("data_loader", _descriptions())
     if access.access_key:
         found.set_credentials(access.access_key, access.secret_key)
     session = boto3.session.Session(botocore_session=found)
@@ -62,3 +65,9 @@ def make_client(access: Access, told: Callable[[str], None]) -> Any:
     )
     client.meta.events.register_first("before-send.s3", lambda event_name, **_: told(event_name.rpartition(".")[2]))
     return client
+
+
+@lru_cache(maxsize=1)
+def _descriptions() -> Loader:
+    """Return what reads the descriptions of services, once for all clients: that is most of what one costs."""
+    return create_loader()

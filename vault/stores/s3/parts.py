@@ -27,7 +27,8 @@ def part_size(size: int) -> int:
     """Return how long the parts of a file are: the same whoever uploads it, so that another can go on."""
     if size > UPLOAD_SIZE_MAX:
         raise UsageError(f"a file of {size:,} bytes is larger than the {UPLOAD_SIZE_MAX:,} that S3 takes")
-    return max(PART_SIZE, -(-size // _PARTS_MAX + _STEP - 1) // _STEP * _STEP)
+    least = -(-size // _PARTS_MAX)
+    return max(PART_SIZE, -(-least // _STEP) * _STEP)
 
 
 def cut(size: int) -> Iterator[Part]:

@@ -61,12 +61,9 @@ class Spool:
     def _move_to_file(self, memory: bytearray) -> None:
         folder = tempfile.gettempdir()
         try:
-            self._descriptor = os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._descriptor = _open_nameless(folder)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
-                raise _translated(error, folder) from error
-            self._descriptor, path = tempfile.mkstemp(dir=folder)  # a file system that makes none without a name
-            os.unlink(path)
+            raise _translated(error, folder) from error
         self._append(memoryview(memory))
 
     def _append(self, view: memoryview) -> None:
@@ -76,6 +73,17 @@ class Spool:
                 done += os.write(self._descriptor, view[done : done + _WRITE_MAX])
         except OSError as error:
             raise _translated(error, tempfile.gettempdir()) from error
+
+
+def _open_nameless(folder: str) -> int:
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    descriptor, path = tempfile.mkstemp(dir=folder)  # a file system that makes none without a name
+    os.unlink(path)
+    return descriptor
 
 
 def _translated(error: OSError, folder: str) -> StoreFull | TargetUnwritable:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from vault.clock import monotonic_s, now_ns
-from vault.errors import KeyExists, KeyNotFound, StorePermission, StoreUnavailable, UsageError
+from vault.errors import KeyExists, KeyNotFound, StorePermission, StoreRefused, StoreUnavailable, UsageError
 from vault.stores.base import Buffer, ReadRange, check_key, check_prefix, check_range, is_key
 from vault.stores.s3.answers import CutOff, Question, clock_difference_s, is_behind_the_end
 from vault.stores.s3.body import body_of
@@ -205,10 +205,10 @@ class S3Store:
 
         try:
             return self._requests.ask(Question("HeadObject", key), head)
-        except StorePermission as error:
+        except (StorePermission, StoreRefused):
             # An answer to HEAD has no body, so that a wrong clock looks like a missing right: GET says which.
             self._requests.ask(Question("GetObject", key), self._reading(key, 0, 1).go_on)
-            raise error
+            raise
 
     def _missing_or_denied(self, key: str, error: StorePermission) -> StorePermission | KeyNotFound:
         """Return what a refused GET means: who may not list is told of a missing key that it is forbidden."""

@@ -14,13 +14,14 @@ from operator import attrgetter
 from typing import Final
 
 from vault.errors import FormatError, IntegrityError, KeyNotFound
-from vault.format.chunk_table import ChunkTable
-from vault.format.layout import whole_key
+from vault.format.chunk_table import Chunk, ChunkTable
+from vault.format.layout import pack_key, whole_key
 from vault.format.mapfile import How, Location, PageLocation, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
 from vault.format.tree import Entry, Kind, check_empty
 from vault.format.tree_pages import Columns, IndexPage, LeafPage, decode_page
 from vault.ids import Digest
+from vault.repo.cached_whole_files import CachedWholeFiles
 from vault.repo.lru import Lru
 from vault.repo.maps import open_map
 from vault.repo.objects import ObjectLocation, ObjectReader
@@ -74,7 +75,7 @@ class SnapshotView:
         snapshot: Digest,
         mapped: SnapshotMap,
         objects: ObjectReader,
-        whole: WholeFiles | None,
+        whole: WholeFiles | CachedWholeFiles | None,
         caches: ViewCaches | None = None,
     ) -> None:
         caches = caches or ViewCaches()
@@ -210,6 +211,18 @@ class SnapshotView:
             return self._read_chunks(table, starts, offset, end)
         return self._read_packed(location, entry, offset, end)
 
+    def open_whole(self, number: int) -> int | None:
+        """Return a new descriptor of a local file whose content is this file's and known to be good, or None.
+
+        What it is open on stays there as long as it, or a copy of it, is open. The caller closes it.
+
+        Raises:
+            IntegrityError: there is such a file, and it is damaged.
+        """
+        if self._whole is None or self._map.location(number).how != How.WHOLE:
+            return None
+        return self._whole.open_verified(self.attributes(number).digest)
+
     def is_whole(self, number: int) -> bool:
         """Say whether a file is stored as itself."""
         return self._map.is_whole(number)
@@ -220,10 +233,41 @@ class SnapshotView:
         Raises:
             IntegrityError: there is such a file, and it is damaged.
         """
-        if self._whole is None or self._map.location(number).how != How.WHOLE:
+        if not isinstance(self._whole, WholeFiles) or self._map.location(number).how != How.WHOLE:
             return None
         file = self.attributes(number).digest
         return self._whole.verified_path(file)
+
+    def stored_ranges(self, number: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (key, offset, length) of the stored bytes that reading a file needs, in the order of the file.
+
+        Of a packed file the map knows them; for others tree pages and chunk tables are read.
+
+        Raises:
+            IntegrityError, StoreError, FormatError: as `read`.
+        """
+        location = self._map.location(number)
+        if location.how == How.PACKED and (location.pack or location.length):
+            yield pack_key(self._map.pack(location.pack)), location.offset, location.length
+            return
+        if location.how not in (How.PACKED, How.WHOLE, How.RECIPE):
+            return
+        entry = self.attributes(number)
+        if location.how == How.WHOLE:
+            yield whole_key(entry.digest), 0, entry.size
+        elif location.how == How.PACKED:
+            yield _range_of(self._objects.locate(entry.digest))
+        else:
+            table, _ = self._table(entry, self._packed(location, entry, ObjectKind.RECIPE))
+            for chunk in table.chunks:
+                yield _range_of(self._objects.locate(chunk.digest))
+
+    def page_ranges(self, directory: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (key, offset, length) of the tree pages of a directory, as far as the map knows them."""
+        for page_row in self._map.pages(self._row(directory)):
+            at = self._map.page(page_row)
+            if at.length:
+                yield pack_key(self._map.pack(at.pack)), at.offset, at.length
 
     def has_damaged_map(self) -> bool:
         """Say whether the map is not as it was written. Reads all of it: ask when something has failed."""
@@ -347,21 +391,23 @@ class SnapshotView:
 
     def _read_whole(self, entry: Entry, offset: int, end: int) -> Buffer:
         if self._whole is not None:
-            good = self._whole.verified_path(entry.digest)
-            if good is not None:
-                return self._objects.read_raw(whole_key(entry.digest), offset, end - offset)
+            data = self._whole.read(self._objects, entry.digest, offset, end - offset)
+            if data is not None:
+                return data
         table, starts = self._table(entry, None)
-        return self._read_chunks(table, starts, offset, end)
+        return self._read_chunks(table, starts, offset, end, entry.digest)
 
-    def _read_chunks(self, table: ChunkTable, starts: tuple[int, ...], offset: int, end: int) -> Buffer:
-        """Return a range of a file from its chunks, each verified."""
+    def _read_chunks(
+        self, table: ChunkTable, starts: tuple[int, ...], offset: int, end: int, whole: Digest | None = None
+    ) -> Buffer:
+        """Return a range of a file from its chunks, each verified. Those of a whole file lie in it, one after the other."""
         parts = []
         index = bisect_right(starts, offset) - 1
         while offset < end:
             chunk, start = table.chunks[index], starts[index]
             data = self._contents.get(chunk.digest)
             if data is None:
-                data = bytes(self._objects.load(chunk.digest))
+                data = bytes(self._load_chunk(chunk, start, whole))
                 self._contents.put(chunk.digest, data, len(data))
             if len(data) != chunk.size:
                 raise FormatError("chunk table", "a chunk has another size than its content")
@@ -370,6 +416,12 @@ class SnapshotView:
             offset = stop
             index += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _load_chunk(self, chunk: Chunk, start: int, whole: Digest | None) -> Buffer:
+        if whole is None:
+            return self._objects.load(chunk.digest)
+        location = ObjectLocation(whole, True, start, chunk.size, chunk.size, Codec.RAW, ObjectKind.BLOB)
+        return self._load(chunk.digest, location)
 
     def _table(self, entry: Entry, recipe: ObjectLocation | None) -> tuple[ChunkTable, tuple[int, ...]]:
         """Return the chunks of a file and where each begins: from its recipe, or from beside the whole file."""
@@ -412,6 +464,10 @@ class SnapshotView:
         if found is None or found._replace(size=tried.size, kind=tried.kind) == tried:  # a map says neither
             return None
         return found
+
+
+def _range_of(location: ObjectLocation) -> tuple[str, int, int]:
+    return location.key, location.offset, location.length
 
 
 def open_view(

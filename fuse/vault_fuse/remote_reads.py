@@ -23,7 +23,8 @@ from vault_fuse.statistics import AHEAD_LOST, AHEAD_USED, BEGUN, DEMAND_NS, DEMA
 
 logger = logging.getLogger(__name__)
 
-PATIENCE: Final = 0.75  # of the deadline: the rest is for what the request has to do besides, and for the last try to end
+# Of the deadline: when a read-ahead of the kernel's has failed it asks once more, and the two together end before it.
+PATIENCE: Final = 0.45
 _AGAIN_S_MIN: Final = 0.1
 _AGAIN_S_MAX: Final = 5.0
 _FILES_MAX: Final = 1024
@@ -119,10 +120,11 @@ class RemoteReads:
                 try:
                     return ask()
                 except StoreUnavailable as error:
-                    if time_left_s() <= again_s:
+                    left_s = time_left_s()
+                    if left_s <= 0:
                         raise
                     logger.debug("asking again in %.1f s: %s", again_s, error)
-                    time.sleep(again_s)
+                    time.sleep(min(again_s, left_s))
                     again_s = min(2 * again_s, _AGAIN_S_MAX)
 
     def fetch(self, file: CachedFile, offset: int, length: int, ahead: int) -> None:

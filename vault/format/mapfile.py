@@ -6,12 +6,14 @@ pages that are verified up to the snapshot's ID. So a wrong map can make a read 
 Entry numbers: the root is 0; directories in pre-order; the children of one directory have consecutive numbers in name
 order. `first_child` ascends with the directory's row, so a number finds its directory by bisection.
 
-The reader works on a memoryview (usually of an mmap) and copies nothing. Threads: pure, readers may be shared.
+The reader works on a memoryview (usually of an mmap) and copies nothing; locations may come later than the rest, when they
+are asked for. Threads: pure, readers may be shared.
 """
 
 import struct
 from array import array
 from bisect import bisect_right
+from collections.abc import Callable
 from enum import IntEnum
 from operator import le
 from typing import Final, NamedTuple
@@ -139,16 +141,19 @@ class SnapshotMap:
     """A map where it lies. Raises FormatError at once if the frame or the tables are damaged."""
 
     __slots__ = (
-        "_first_child", "_first_page", "_locations_at", "_own_entry", "_packs_at", "_pages_at", "_view",
+        "_fetch", "_first_child", "_first_page", "_locations_at", "_own_entry", "_packs_at", "_pages_at", "_view",
         "directories", "entries", "files", "packs", "page_rows", "rows", "size_bytes", "snapshot",
     )  # fmt: skip
 
-    def __init__(self, view: memoryview, snapshot: Digest) -> None:
+    def __init__(
+        self, view: memoryview, snapshot: Digest, *, fetch: Callable[[int, int], memoryview] | None = None
+    ) -> None:
         """Check the frame and tables of a map.
 
         Args:
-            view: all bytes of the map; must outlive this object.
+            view: all bytes of the map; must outlive this object. With fetch, those before `locations_at` are enough.
             snapshot: whose map it must be.
+            fetch: returns the bytes [offset, offset + length) of the map, where they are not in view from the beginning.
 
         Raises:
             FormatError: another snapshot's map, damaged, or of a newer version.
@@ -170,6 +175,7 @@ class SnapshotMap:
         self._locations_at = self._packs_at + self.packs * DIGEST_SIZE
         if self.entries > ENTRIES_MAX or self._locations_at + self.entries * LOCATION.size != len(view):
             raise FormatError("map", "its length does not fit its counts")
+        self._fetch = fetch
         tables = view[HEADER_SIZE : self._locations_at]
         if blake3(view[:_TABLES_DIGEST_AT]).update(tables).digest() != tables_digest:
             raise FormatError("map", "its checksum is wrong")
@@ -186,7 +192,11 @@ class SnapshotMap:
         """Return where an entry is stored. Raises IndexError for a number it has not, FormatError on an impossible row."""
         if not 0 <= entry < self.entries:
             raise IndexError(entry)
-        offset, pack, length, how, codec, _ = LOCATION.unpack_from(self._view, self._locations_at + entry * LOCATION.size)
+        at = self._locations_at + entry * LOCATION.size
+        if self._fetch is None:
+            offset, pack, length, how, codec, _ = LOCATION.unpack_from(self._view, at)
+        else:
+            offset, pack, length, how, codec, _ = LOCATION.unpack(self._fetch(at, LOCATION.size))
         try:
             return Location(offset, pack, length, _HOWS[how], _CODECS[codec])
         except IndexError:
@@ -194,7 +204,8 @@ class SnapshotMap:
 
     def is_whole(self, entry: int) -> bool:
         """Tell whether an entry is stored as a file of its own."""
-        how: int = self._view[self._locations_at + entry * LOCATION.size + _HOW_AT]
+        at = self._locations_at + entry * LOCATION.size + _HOW_AT
+        how: int = self._view[at] if self._fetch is None else self._fetch(at, 1)[0]
         return how == How.WHOLE
 
     def directory_of(self, entry: int) -> int:
@@ -238,7 +249,12 @@ class SnapshotMap:
 
     def check(self) -> None:
         """Raise FormatError if any location is not as it was written: reads all of the map."""
-        check_locations(self._view)
+        view = self._view
+        if self._fetch is not None:
+            view = memoryview(
+                bytes(view[: self._locations_at]) + self._fetch(self._locations_at, len(view) - self._locations_at)
+            )
+        check_locations(view)
 
     def release(self) -> None:
         """Let go of the memory, so that an mmap below can be closed."""
@@ -247,11 +263,18 @@ class SnapshotMap:
         self._view.release()
 
 
+def locations_at(header: memoryview) -> int:
+    """Return where the locations of a map begin, of which only the header is known: unchecked. Raises FormatError."""
+    if len(header) < HEADER_SIZE:
+        raise FormatError("map", f"{len(header)} bytes")
+    *_, rows, page_rows, packs, _, _, _ = _HEADER.unpack_from(header)
+    return int(HEADER_SIZE + 3 * rows * 8 + page_rows * _PAGE.size + packs * DIGEST_SIZE)
+
+
 def check_locations(view: memoryview) -> None:
     """Raise FormatError if the location table of a map is not the one that was written (`verify` asks this)."""
-    *_, rows, page_rows, packs, _, locations_digest, _ = _HEADER.unpack_from(view)
-    start = HEADER_SIZE + 3 * rows * 8 + page_rows * _PAGE.size + packs * DIGEST_SIZE
-    if blake3(view[start:]).digest() != locations_digest:
+    *_, locations_digest, _ = _HEADER.unpack_from(view)
+    if blake3(view[locations_at(view) :]).digest() != locations_digest:
         raise FormatError("map", "the checksum of its locations is wrong")
 
 

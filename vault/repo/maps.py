@@ -8,7 +8,7 @@ import mmap
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -18,9 +18,10 @@ from vault.format.mapfile import How, MapBuilder, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
 from vault.format.tree import DEPTH_MAX, Entry, Kind, Totals, sum_totals
 from vault.ids import Digest
+from vault.repo.map_parts import open_map_in_parts
 from vault.repo.objects import ObjectReader
 from vault.repo.trees import TreeReader
-from vault.stores.base import Buffer, ByteReader, LocalFiles, Store
+from vault.stores.base import Buffer, ByteReader, CachedFiles, LocalFiles, Store
 from vault.stores.durable import read_error
 
 logger = logging.getLogger(__name__)
@@ -135,10 +136,9 @@ def open_map(
         return candidate
     if not isinstance(store, LocalFiles):
         try:
-            _install(cached, [store.get(map_key(snapshot))])
+            candidate = _open_remote(store, snapshot, cached, thorough)
         except KeyNotFound:
             logger.info("snapshot %s has no map in the store: building it", snapshot.hex()[:12])
-        candidate = _try_open(cached, snapshot, thorough)
         if candidate is not None:
             return candidate
     _install(cached, build_map(snapshot, objects))
@@ -146,6 +146,22 @@ def open_map(
     if built is None:
         raise FormatError("map", f"{cached} cannot be read back")
     return built
+
+
+def _open_remote(store: ByteReader, snapshot: Digest, cached: str, thorough: bool) -> SnapshotMap | None:
+    """Return the map that a store without local files has: in parts, as a file of ours, or at worst in memory."""
+    if isinstance(store, CachedFiles) and not thorough:
+        try:
+            return open_map_in_parts(store, snapshot)
+        except CacheUnusable as error:
+            logger.debug("the map of %s comes in one piece: %s", snapshot.hex()[:12], error)
+    data = store.get(map_key(snapshot))
+    try:
+        _install(cached, [data])
+    except CacheUnusable as error:
+        logger.warning("%s; the map of %s is kept in memory", error, snapshot.hex()[:12])
+        return _check(lambda: memoryview(data), "its map in the store", snapshot, thorough)
+    return _try_open(cached, snapshot, thorough)
 
 
 def load_map(store: ByteReader, snapshot: Digest) -> memoryview:
@@ -160,15 +176,19 @@ def load_map(store: ByteReader, snapshot: Digest) -> memoryview:
 
 
 def _try_open(path: str, snapshot: Digest, thorough: bool) -> SnapshotMap | None:
+    return _check(lambda: _map_file(path), path, snapshot, thorough)
+
+
+def _check(load: Callable[[], memoryview], where: str, snapshot: Digest, thorough: bool) -> SnapshotMap | None:
     try:
-        mapped = SnapshotMap(_map_file(path), snapshot)
+        mapped = SnapshotMap(load(), snapshot)
         if thorough:
             mapped.check()
         return mapped
     except FileNotFoundError:
         return None
     except (FormatError, OSError) as error:
-        logger.warning("%s: %s; it is built again", path, error)
+        logger.warning("%s: %s; it is built again", where, error)
         return None
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 import zstandard
 
-from vault.errors import Damaged, DigestMismatch, FormatError, NotInBundle, ObjectMissing, StoreError
+from vault.errors import Damaged, DigestMismatch, FormatError, IntegrityError, NotInBundle, ObjectMissing, StoreError
 from vault.format.chunk_table import TABLE_SIZE_MAX, ChunkTable, decode_chunk_table
 from vault.format.digest import digest
 from vault.format.layout import PARTIAL_KEY, pack_key, whole_index_key, whole_key
@@ -75,12 +75,12 @@ class ObjectReader:
 
     def load_at(self, object_digest: Digest, location: ObjectLocation) -> Buffer:
         """Return the plain bytes of an object from a known place, verified. The memory is reused by the next call."""
-        key, stored = self._stored(location)
-        plain = self._decompress(key, stored) if location.codec == Codec.ZSTD else stored
-        actual = digest(plain)
-        if actual != object_digest:
-            raise DigestMismatch(f"an object in {key}", object_digest.hex(), actual.hex())
-        return plain
+        try:
+            return self._load_at(object_digest, location)
+        except IntegrityError:
+            if not self._forget(location):
+                raise
+        return self._load_at(object_digest, location)
 
     def load_recipe(self, file: Digest, location: ObjectLocation) -> ChunkTable:
         """Return the chunk table that a pack holds for a file.
@@ -88,14 +88,22 @@ class ObjectReader:
         A table carries its own checksum and names its file; that its chunks make up the file is known once all of them
         were read (checkout and verify do).
         """
-        key, stored = self._stored(location)
-        plain = bytes(self._decompress(key, stored) if location.codec == Codec.ZSTD else stored)
-        return _checked_table(key, plain, file)
+        try:
+            return self._load_recipe(file, location)
+        except IntegrityError:
+            if not self._forget(location):
+                raise
+        return self._load_recipe(file, location)
 
     def load_whole_table(self, file: Digest) -> ChunkTable:
         """Return the chunk table beside a whole file."""
         key = whole_index_key(file)
-        return _checked_table(key, self._store.get(key, length=TABLE_SIZE_MAX + 1), file)
+        try:
+            return _checked_table(key, self._store.get(key, length=TABLE_SIZE_MAX + 1), file)
+        except Damaged:
+            if not self._ranges.forget(key, 0, TABLE_SIZE_MAX):
+                raise
+            return _checked_table(key, self._store.get(key, length=TABLE_SIZE_MAX + 1), file)
 
     def read_raw(self, key: str, offset: int, length: int) -> memoryview:
         """Return a range of a stored file, unverified. The memory is reused by the next call."""
@@ -104,6 +112,23 @@ class ObjectReader:
     def close(self) -> None:
         """Close open files."""
         self._ranges.close()
+
+    def _forget(self, location: ObjectLocation) -> bool:
+        """Forget what this machine has kept of a damaged object. Returns whether it is worth another try."""
+        return location.length <= OBJECT_SIZE_MAX and self._ranges.forget(location.key, location.offset, location.length)
+
+    def _load_at(self, object_digest: Digest, location: ObjectLocation) -> Buffer:
+        key, stored = self._stored(location)
+        plain = self._decompress(key, stored) if location.codec == Codec.ZSTD else stored
+        actual = digest(plain)
+        if actual != object_digest:
+            raise DigestMismatch(f"an object in {key}", object_digest.hex(), actual.hex())
+        return plain
+
+    def _load_recipe(self, file: Digest, location: ObjectLocation) -> ChunkTable:
+        key, stored = self._stored(location)
+        plain = bytes(self._decompress(key, stored) if location.codec == Codec.ZSTD else stored)
+        return _checked_table(key, plain, file)
 
     def _missing(self, object_digest: Digest) -> ObjectMissing:
         try:

@@ -12,6 +12,8 @@ import logging
 import os
 import stat
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from blake3 import blake3
@@ -19,13 +21,15 @@ from blake3 import blake3
 from vault.errors import DigestMismatch, KeyNotFound, VaultError
 from vault.format.layout import whole_key
 from vault.ids import Digest
-from vault.stores.base import LocalFiles
+from vault.repo.objects import ObjectReader
+from vault.stores.base import Buffer, LocalFiles
 from vault.stores.durable import read_error
 
 logger = logging.getLogger(__name__)
 
+_NOTE_SIZE_MAX: Final = 256
 CHECK_AT_ONCE_SIZE_MAX: Final = 256 << 20  # about 60 ms: a larger file is checked in the background
-_BLOCK: Final = 4 << 20
+BLOCK_SIZE: Final = 4 << 20
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -34,7 +38,7 @@ class WholeFiles:
 
     def __init__(self, files: LocalFiles, cache_dir: str) -> None:
         self._files = files
-        self._dir = os.path.join(cache_dir, "verified")
+        self._notes = Notes(os.path.join(cache_dir, "verified"))
         self._known: dict[Digest, tuple[int, ...]] = {}
         self._damaged: dict[Digest, tuple[tuple[int, ...], DigestMismatch]] = {}
 
@@ -53,7 +57,7 @@ class WholeFiles:
         """
         path = self.path(file)
         identity = self._identity_of(file, path)
-        if self._known.get(file) == identity or self._remembered(file) == identity:
+        if self._known.get(file) == identity or self._notes.read(file) == identity:
             self._known[file] = identity
             return path
         damage = self._damaged.get(file)
@@ -64,6 +68,22 @@ class WholeFiles:
             return path
         threading.Thread(target=self._check_quietly, args=(file,), daemon=True).start()
         return None
+
+    def open_verified(self, file: Digest) -> int | None:
+        """Return a new descriptor of a file that `verified_path` gives, or None. Raises as it does."""
+        path = self.verified_path(file)
+        if path is None:
+            return None
+        try:
+            return os.open(path, _FLAGS)
+        except OSError as error:
+            raise read_error(error, whole_key(file), path) from error
+
+    def read(self, objects: ObjectReader, file: Digest, offset: int, length: int) -> Buffer | None:
+        """Return a range of a file that is known to be good, or None. The memory is reused by the reader's next call."""
+        if self.verified_path(file) is None:
+            return None
+        return objects.read_raw(whole_key(file), offset, length)
 
     def remember(self, file: Digest) -> None:
         """Note that a file, whose bytes the caller has just written or hashed, is good as it is now."""
@@ -77,15 +97,15 @@ class WholeFiles:
             StoreError: it is not there, or cannot be read.
         """
         hasher = blake3(max_threads=blake3.AUTO)
-        buffer = memoryview(bytearray(_BLOCK))
+        buffer = memoryview(bytearray(BLOCK_SIZE))
         key = whole_key(file)
         try:
             descriptor = os.open(self.path(file), _FLAGS)
             try:
-                identity = _identity(os.fstat(descriptor))
+                identity = identity_of_status(os.fstat(descriptor))
                 while got := os.readv(descriptor, [buffer]):
                     hasher.update(buffer[:got])
-                unchanged = _identity(os.fstat(descriptor)) == identity
+                unchanged = identity_of_status(os.fstat(descriptor)) == identity
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -99,20 +119,8 @@ class WholeFiles:
             self._note_good(file, identity)
 
     def _note_good(self, file: Digest, identity: tuple[int, ...]) -> None:
-        """Remember a file's identity. Best effort: a cache that cannot be written costs a hash later."""
         self._known[file] = identity
-        try:
-            os.makedirs(self._dir, exist_ok=True)
-            temporary = os.path.join(self._dir, f".{file.hex()}.{os.getpid()}.{threading.get_ident()}")
-            try:
-                with open(temporary, "w", encoding="ascii") as note:
-                    note.write(" ".join(map(str, identity)))
-                os.replace(temporary, self._note(file))
-            except OSError:
-                os.unlink(temporary)
-                raise
-        except OSError as error:
-            logger.debug("cannot remember that %s is good: %s", file.hex()[:12], error)
+        self._notes.write(file, identity)
 
     def _identity_of(self, file: Digest, path: str) -> tuple[int, ...]:
         """Return what tells whether a file was written to. Raises StoreError; links are not followed."""
@@ -122,31 +130,71 @@ class WholeFiles:
             raise read_error(error, whole_key(file), path) from error
         if not stat.S_ISREG(status.st_mode):
             raise KeyNotFound(whole_key(file))
-        return _identity(status)
+        return identity_of_status(status)
 
     def _check_quietly(self, file: Digest) -> None:
         """Check a file unless another process of this machine does it already."""
         try:
-            os.makedirs(self._dir, exist_ok=True)
-            with open(self._note(file) + ".lock", "w", encoding="ascii") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.check(file)
-                os.unlink(lock.name)
-        except BlockingIOError:
-            logger.debug("%s is being checked by another process", file.hex()[:12])
+            with self._notes.alone(file) as is_alone:
+                if is_alone:
+                    self.check(file)
         except (OSError, VaultError) as error:
             logger.error("%s", error)
 
-    def _remembered(self, file: Digest) -> tuple[int, ...]:
+
+class Notes:
+    """The memory: an identity for each file that was found to be good. Best effort: what is not noted is hashed again."""
+
+    def __init__(self, folder: str, *, keep: bool = True) -> None:
+        """Name a folder, which is made when it is needed; keep: whether anything may be noted at all."""
+        self._dir = folder
+        self._keep = keep
+
+    def read(self, file: Digest) -> tuple[int, ...]:
+        """Return the identity in which a file was good, or ()."""
+        if not self._keep:
+            return ()
         try:
-            with open(self._note(file), encoding="ascii") as note:
-                return tuple(map(int, note.read(256).split()))
+            with open(self._path(file), encoding="ascii") as note:
+                return tuple(map(int, note.read(_NOTE_SIZE_MAX).split()))
         except (OSError, ValueError):
             return ()
 
-    def _note(self, file: Digest) -> str:
+    def write(self, file: Digest, identity: tuple[int, ...]) -> None:
+        """Note that a file is good."""
+        if not self._keep:
+            return
+        try:
+            os.makedirs(self._dir, exist_ok=True)
+            temporary = os.path.join(self._dir, f".{file.hex()}.{os.getpid()}.{threading.get_ident()}")
+            try:
+                with open(temporary, "w", encoding="ascii") as note:
+                    note.write(" ".join(map(str, identity)))
+                os.replace(temporary, self._path(file))
+            except OSError:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            logger.debug("cannot remember that %s is good: %s", file.hex()[:12], error)
+
+    @contextmanager
+    def alone(self, file: Digest) -> Iterator[bool]:
+        """Say whether the caller is the only one on this machine who is checking a file. Raises OSError."""
+        os.makedirs(self._dir, exist_ok=True)
+        with open(self._path(file) + ".lock", "w", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.debug("%s is being checked by another process", file.hex()[:12])
+                yield False
+                return
+            yield True
+            os.unlink(lock.name)
+
+    def _path(self, file: Digest) -> str:
         return os.path.join(self._dir, file.hex())
 
 
-def _identity(status: os.stat_result) -> tuple[int, ...]:
+def identity_of_status(status: os.stat_result) -> tuple[int, ...]:
+    """Return what tells whether a file was written to."""
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

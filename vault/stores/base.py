@@ -206,6 +206,10 @@ class CachedFile(Protocol):
         """Take these bytes away, because they are not what they should be. Returns whether any were here."""
         ...
 
+    def is_intact(self, offset: int, length: int) -> bool:
+        """Say whether what is here of these bytes is what was fetched: reads whole blocks. For what has no digest."""
+        ...
+
     def is_complete(self) -> bool:
         """Say whether all of it is here. No system call for a file of a few MiB, few for a large one."""
         ...

@@ -10,6 +10,7 @@ Threads: safe.
 
 import errno
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _USES: Final = 0xFFFFFFFF
+_GENERATION_BITS: Final = 60
 
 
 class LocalCopy:
@@ -395,7 +397,8 @@ def _make_state(path: str, shape: Shape) -> None:
     new = os.path.join(os.path.dirname(path), f".new-{os.getpid()}")
     descriptor = os.open(new, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        view = memoryview(encode_header(shape) + bytes(shape.state_size - len(encode_header(shape))))
+        header = encode_header(shape, secrets.randbits(_GENERATION_BITS))
+        view = memoryview(header + bytes(shape.state_size - len(header)))
         while view:
             view = view[os.write(descriptor, view) :]
         os.rename(new, path)

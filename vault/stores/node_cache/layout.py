@@ -15,7 +15,7 @@ A state file, little-endian; only the two columns and the counters change:
     20      2           length of the key
     22      512         the key, zeros behind it
     534     16          BLAKE3 of the bytes before, cut
-    640     8           generation: how often bytes were taken away
+    640     8           generation: a random number, and one more whenever bytes are taken away
     648     8           when a request for a block failed last: nanoseconds of the monotonic clock
     1024    8 * blocks  column of checksums: 0 = the block is absent; else 8 bytes of its BLAKE3, with the last bit set
     …       4 * blocks  column of last uses, by the ledger's clock
@@ -80,11 +80,12 @@ def block_size_of(key: str) -> int:
     return 0
 
 
-def encode_header(shape: Shape) -> bytes:
-    """Return the header of a state file without any block."""
+def encode_header(shape: Shape, generation: int) -> bytes:
+    """Return the header of a state file without any block. A random generation is none that a removed file had."""
     key = shape.key.encode("ascii")
     static = _STATIC.pack(_MAGIC, shape.size, shape.block_size, len(key), key)
-    return (static + blake3(static).digest(_SEAL_SIZE)).ljust(HEADER_SIZE, b"\0")
+    sealed = (static + blake3(static).digest(_SEAL_SIZE)).ljust(COUNTERS_AT, b"\0")
+    return (sealed + generation.to_bytes(8, "little")).ljust(HEADER_SIZE, b"\0")
 
 
 def decode_header(data: Buffer, state_size: int) -> Shape:

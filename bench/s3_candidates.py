@@ -134,7 +134,6 @@ class S3fsMount:
             "url": self.line.gateway.url,
             "use_path_request_style": "",
             "ro": "",
-            "compat_dir": "",
             "max_stat_cache_size": "1000000",
             "multireq_max": "64",
             "parallel_count": "16",

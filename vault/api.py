@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vault.ops.exclusion import Exclusion
     from vault.ops.influence import Reached
     from vault.ops.lineage import Lineage
+    from vault.ops.sync import Synced
     from vault.ops.verify import Verification
     from vault.ops.whence import Origin
     from vault.repo.run_model import Run
@@ -215,6 +216,49 @@ class Vault:
         found = self.find(ref)
         objects = self.repository.object_reader()
         return checkout(objects, found.entry, os.fsencode(target), mtime_ns=found.version.time_ns, progress=progress)
+
+    def sync(
+        self,
+        ref: str,
+        to: "Vault | str",
+        *,
+        name: str = "",
+        labels: Iterable[str] = (),
+        author: str = "",
+        dry_run: bool = False,
+        progress: Progress = SILENT,
+    ) -> "Synced":
+        """Copy a version into another store, as the next version of a dataset: its snapshot, no history and no runs.
+
+        Args:
+            ref: the version.
+            to: the other store, or where it is: a path or a URL.
+            name: the dataset there; that of the ref if empty.
+            labels: put on it there.
+            author: who puts them there; the user that runs this if empty.
+            dry_run: send nothing, and find out what would be sent.
+            progress: told what was copied so far.
+
+        Raises:
+            NotARepository: there is no store at `to`.
+            UsageError: it is this store.
+            StoreError: as one of the two says. The same call may be made again; what arrived is not sent twice.
+        """
+        from vault.ops.sync import sync
+
+        parsed = parse_ref(ref)
+        self._version(parsed)
+        target = open_vault(to, cache_dir=self.repository.cache_root) if isinstance(to, str) else to
+        return sync(
+            self.repository,
+            target.repository,
+            parsed,
+            name=name,
+            labels=tuple(labels),
+            author=author or user_name(),
+            dry_run=dry_run,
+            progress=progress,
+        )
 
     def verify(self, *, data: bool = False, progress: Progress = SILENT) -> "Verification":
         """Start to check the store; iterate over the result for what is damaged.

@@ -116,6 +116,16 @@ def test_checkout(reference, library, tmp_path):
     assert not reference.never_seen("checkout")
 
 
+def test_sync(reference, library, tmp_path):
+    target = Site.make(str(tmp_path)).store
+    [planned, _] = answer(reference, library, "sync", "imagenet@v1", "--to", target, "--dry-run")
+    assert (planned["target_ref"], planned["is_there"]) == ("imagenet@v1", False)
+    [made, summary] = answer(reference, library, "sync", "imagenet@v1", "--to", target, "--label", "stable")
+    assert (made["sent_bytes"], made["labels"]) == (planned["sent_bytes"], ["stable"])
+    assert summary["stored_bytes"] == made["stored_bytes"] > 0
+    assert not reference.never_seen("sync")
+
+
 def test_verify(reference, site, tmp_path):
     (tmp_path / "file").write_text("content")
     site.vault("commit", str(tmp_path / "file"), "d")

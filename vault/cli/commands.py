@@ -57,6 +57,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
     "Publishing": {
         "bundle": Place("vault.cli.cmd_bundle:bundle", "Put one run into a file that anybody can check and repeat."),
         "bundle verify": Place("vault.cli.cmd_bundle:verify", "Check such a file, with nothing else at hand."),
+        "sync": Place("vault.cli.cmd_sync:sync", "Copy versions into another store."),
         "key new": Place("vault.cli.cmd_key:new", "Make a pair of keys that sign bundles and the ledger."),
     },
     "Care": {

@@ -93,8 +93,8 @@ def test_no_store(site, tmp_path):
     assert text == "no store is named" and f"{tmp_path}/vaultfs/config.toml" in advice
     text, _ = only(checks(site.with_variables(VAULTFS_STORE="/etc"), status=1)["store"], "problem")
     assert text.startswith("/etc is not a vault store")
-    text, _ = only(checks(site.with_variables(VAULTFS_STORE="s3://x"), status=1)["store"], "problem")
-    assert "no s3:// stores" in text
+    text, _ = only(checks(site.with_variables(VAULTFS_STORE="gopher://x"), status=1)["store"], "problem")
+    assert "no gopher:// stores" in text
 
 
 def test_a_store_of_a_newer_version(site):

@@ -66,7 +66,7 @@ def fail(site: Site, *arguments: str, status: int) -> str:
         # Stores.
         ("ls --store /no/such/store", 3, "/no/such/store is not a vault store: create one with 'vault init'"),
         ("ls --store /etc", 3, "/etc is not a vault store"),
-        ("ls --store s3://bucket/x", 2, "this vault has no s3:// stores"),
+        ("ls --store gopher://bucket/x", 2, "this vault has no gopher:// stores"),
         ("init", 8, "is a vault store already"),
         ("init /etc", 8, "/etc is not empty"),
         # Files.

@@ -107,13 +107,13 @@ def test_an_upload_that_was_cut_off_is_gone_on_with(open_store, proxy: Proxy, by
     assert list(first.list("")) == []
     proxy.clear()
     store = first if by == "the same process" else open_store()
-    assert store.find_unfinished(-60.0).uploads == 1
+    assert store.count_unfinished(-60.0) == 1
     before = store.request_counts
     store.upload(KEY, len(DATA), read)
     sent = store.request_counts - before
     assert 1 <= sent["UploadPart"] <= 2, "what is there is not sent again"
     assert sent["CreateMultipartUpload"] == 0
-    assert store.find_unfinished(-60.0).uploads == 0
+    assert store.count_unfinished(-60.0) == 0
     assert_stored(store)
 
 
@@ -141,7 +141,7 @@ def test_a_source_that_fails_leaves_nothing_behind(open_store) -> None:
         store.upload(KEY, len(DATA), changed)
     with pytest.raises(SourceChanged):
         store.upload(KEY, len(DATA), lambda offset, length: read(offset, length - 1))
-    assert store.find_unfinished(-60.0).uploads == 0
+    assert store.count_unfinished(-60.0) == 0
     with pytest.raises(KeyNotFound):
         store.size(KEY)
 
@@ -161,7 +161,7 @@ def test_an_upload_whose_answers_are_lost_succeeds(open_store, proxy: Proxy, fau
     proxy.add(fault)
     store.upload(KEY, len(DATA), read)
     assert_stored(store)
-    assert store.find_unfinished(-60.0).uploads == 0
+    assert store.count_unfinished(-60.0) == 0
 
 
 def test_an_upload_that_lost_a_race_says_so_and_tidies_up(open_store, proxy: Proxy) -> None:
@@ -170,7 +170,7 @@ def test_an_upload_that_lost_a_race_says_so_and_tidies_up(open_store, proxy: Pro
     with pytest.raises(KeyExists):
         store.upload(KEY, len(DATA), read)
     assert store.get(KEY) == b"theirs"
-    assert store.find_unfinished(-60.0).uploads == 0
+    assert store.count_unfinished(-60.0) == 0
 
 
 def test_checksums_of_the_service_tell_whether_it_has_these_bytes(open_store, monkeypatch: pytest.MonkeyPatch) -> None:

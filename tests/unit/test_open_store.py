@@ -39,7 +39,7 @@ def test_paths_may_be_relative_or_begin_at_home(tmp_path: Path, monkeypatch: pyt
     ("url", "says"),
     [
         ("", "VAULTFS_STORE"),
-        ("s3://bucket/prefix", r"no s3:// stores.*file://"),
+        ("gopher://bucket/prefix", r"no gopher:// stores.*file://"),
         ("https://vault.example.org", r"no https:// stores"),
         ("gopher://x", r"no gopher:// stores"),
         ("file://elsewhere/data", "no folder of this machine"),

@@ -9,10 +9,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 from vault.clock import now_ns, parse_time
-from vault.errors import CacheUnusable, FormatError, VaultError
+from vault.errors import CacheUnusable, FormatError, StorePermission, StoreRefused, VaultError
 from vault.format.chunk_table import decode_chunk_table
 from vault.format.config import FORMAT_VERSION
 from vault.format.layout import CONFIG_KEY, PACKS
@@ -20,6 +20,7 @@ from vault.format.pack import decode_index
 from vault.ids import RunId
 from vault.repo.cache_state import inspect_index, inspect_stat_cache
 from vault.repo.outbox import Outbox
+from vault.repo.promises import check_promises
 from vault.repo.repository import Repository
 from vault.repo.spool import UNREADABLE, Spool, list_spools
 from vault.stores.base import LocalFiles, Store
@@ -56,6 +57,15 @@ class Finding:
 # The store.
 
 
+@runtime_checkable
+class _Service(Protocol):
+    """A store that is a service, not a folder: it has a clock, and keeps what uploads that were cut off have sent."""
+
+    def clock_ahead_s(self) -> float | None: ...
+
+    def count_unfinished(self, max_age_s: float) -> int: ...
+
+
 def check_store(store: Store, cache_root: str) -> Iterator[Finding]:
     """Say whether there is a store that this program reads."""
     try:
@@ -69,7 +79,9 @@ def check_store(store: Store, cache_root: str) -> Iterator[Finding]:
 
 
 def check_store_rights(store: Store) -> Iterator[Finding]:
-    """Say whether this user may write to the store. Only for folders."""
+    """Say whether this user may write to the store. Only for folders, and for services that look after themselves."""
+    if isinstance(store, _Service):
+        yield _rights_at_service(store)
     if not isinstance(store, LocalStore):
         return
     for name in ("", "tmp", "packs", "datasets", "runs"):
@@ -89,7 +101,9 @@ def check_store_space(store: Store) -> Iterator[Finding]:
 
 
 def check_store_leftovers(store: Store) -> Iterator[Finding]:
-    """Say whether killed writers left files behind. Only for folders."""
+    """Say whether killed writers left files behind. Only for folders and services."""
+    if isinstance(store, _Service):
+        yield _leftovers_at_service(store)
     if not isinstance(store, LocalStore):
         return
     stale = store.find_stale(_DAY_S, now_ns() / 1e9)
@@ -110,13 +124,40 @@ def check_clock(store: Store, cache_root: str) -> Iterator[Finding]:
             [newest_ns, *(os.stat(path).st_mtime_ns for path in (folder, f"{folder}/tmp") if os.path.isdir(path))]
         )
     behind_s = (newest_ns - now_ns()) / 1e9
-    if behind_s > _CLOCK_SLACK_S:
+    ahead_s = store.clock_ahead_s() if isinstance(store, _Service) else None
+    if ahead_s is not None and abs(ahead_s) > _CLOCK_SLACK_S:
+        text = f"this machine's clock differs from the service's by {abs(ahead_s) / 60:,.0f} minutes"
+        yield Finding(Status.PROBLEM, text, "set the clock (timedatectl): from 15 minutes on S3 refuses to answer")
+    elif behind_s > _CLOCK_SLACK_S:
         text = f"this machine's clock is at least {behind_s / 60:,.0f} minutes behind what was written to the store"
         yield Finding(
             Status.PROBLEM, text, "set the clock (timedatectl): versions and runs would be on record at wrong times"
         )
     else:
         yield Finding(Status.OK, "this machine's clock agrees with the store's times")
+
+
+def _rights_at_service(store: Store) -> Finding:
+    """Create a file that is there: with the right to write, and a service that is fit to be a store, that is refused."""
+    try:
+        check_promises(store, CONFIG_KEY, store.get(CONFIG_KEY))
+    except StorePermission as error:
+        text = f"this user may not write to {store.url}"
+        return Finding(Status.NOTE, text, f"to commit, ask its owner for {error.needed}")
+    except StoreRefused as error:
+        return Finding(Status.PROBLEM, str(error), "copy what is in it to another service: versions may be lost here")
+    return Finding(Status.OK, "this user may write to it, and nothing in it can be replaced")
+
+
+def _leftovers_at_service(store: "_Service") -> Finding:
+    try:
+        count = store.count_unfinished(_DAY_S)
+    except StorePermission as error:
+        return Finding(Status.NOTE, "uploads that were cut off cannot be listed", f"to see them: {error.needed}")
+    if not count:
+        return Finding(Status.OK, "no unfinished uploads older than a day")
+    text = f"{count:,} uploads that were cut off more than a day ago take room in the bucket"
+    return Finding(Status.NOTE, text, "commit the same again to finish them; a lifecycle rule of the bucket removes them")
 
 
 # The cache.

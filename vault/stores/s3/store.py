@@ -10,7 +10,6 @@ import base64
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from vault.clock import monotonic_s, now_ns
@@ -30,13 +29,6 @@ UPLOAD_WHOLE_MAX: Final = 32 << 20  # from here on parts side by side are faster
 _PAGE: Final = 1000
 _PIECE: Final = 64 << 10  # after each of these the clock is looked at
 _REQUESTS: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """Uploads that nobody has gone on with."""
-
-    uploads: int
 
 
 class S3Store:
@@ -161,10 +153,10 @@ class S3Store:
 
     # For those who look after a store.
 
-    def find_unfinished(self, max_age_s: float) -> Unfinished:
+    def count_unfinished(self, max_age_s: float) -> int:
         """Return how many uploads in parts were begun longer ago than that, and neither finished nor given up."""
         begun_before_s = now_ns() / 1e9 - max_age_s
-        return Unfinished(sum(found.begun_s < begun_before_s for found in self._uploads.unfinished()))
+        return sum(found.begun_s < begun_before_s for found in self._uploads.unfinished())
 
     def clock_ahead_s(self) -> float | None:
         """Return by how much the clock of this machine is ahead of the service's; None if it does not tell."""

@@ -142,11 +142,14 @@ def test_the_last_bits_are_measured(bench, tmp_path):
         shutil.rmtree(elsewhere)
 
 
+# Weights are random. The metric differs by the number of the repetition, which shows in where its store lies: what is drawn
+# by chance lies outside of what is expected with 95 % one time in twenty.
 RANDOM = """
-    import random, sys, vault
+    import os, random, sys, vault
     open(sys.argv[1] + "/scale").read()
+    number = os.environ["VAULTFS_STORE"].split("/")[-2]
     with vault.run() as run:
-        run.log_metric("accuracy", {best} + random.random() / 100, step=1)
+        run.log_metric("accuracy", {best} + (int(number) if number.isdigit() else 2) / 200, step=1)
     open("model.bin", "w").write(str(random.random()))
 """
 

@@ -31,7 +31,7 @@ from vault.ids import Digest, Ref, RunId, check_run_id, parse_digest, parse_ref
 from vault.progress import SILENT, Progress
 from vault.repo.datasets import Dataset, Version
 from vault.repo.repository import Repository
-from vault.settings import absolute, load_settings
+from vault.settings import absolute, load_settings, size_in_bytes
 from vault.stores.registry import open_store
 
 # What only one verb needs is imported by it: `vault log` should not pay for `vault commit`.
@@ -491,18 +491,33 @@ class Vault:
         return ""
 
 
-def open_vault(store: str | None = None, *, cache_dir: str | None = None) -> Vault:
+def open_vault(
+    store: str | None = None,
+    *,
+    cache_dir: str | None = None,
+    node_cache: str | None = None,
+    node_cache_size: str | None = None,
+) -> Vault:
     """Open a store: a folder's path or a URL.
 
     Args:
         store: which; None takes VAULTFS_STORE, or what `config.toml` says.
         cache_dir: where this machine's indexes lie; None takes VAULTFS_CACHE_DIR or the platform's place.
+        node_cache: where this machine keeps what it reads of a remote store; None takes VAULTFS_NODE_CACHE, "" a place in
+            the cache directory.
+        node_cache_size: how much that may take, for all who share it: `2TB`, `10%`; None takes VAULTFS_NODE_CACHE_SIZE,
+            "" leaves it as it is.
 
     Raises:
         UsageError: no store is named.
         NotARepository: there is none.
     """
-    return Vault(Repository.open(open_store(_chosen_store(store)), _chosen_cache(cache_dir)))
+    cache_root = _chosen_cache(cache_dir)
+    place = load_settings().node_cache if node_cache is None else node_cache and absolute(node_cache)
+    size = load_settings().node_cache_size if node_cache_size is None else node_cache_size
+    size_bytes = size_in_bytes(size, place or cache_root) if size else None
+    store_opened = open_store(_chosen_store(store))
+    return Vault(Repository.open(store_opened, cache_root, node_cache=place, node_cache_size=size_bytes))
 
 
 def init_vault(store: str | None = None, *, cache_dir: str | None = None) -> Vault:

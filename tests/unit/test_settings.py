@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vault.errors import UsageError
-from vault.settings import CONFIG_SIZE_MAX, Settings, absolute, config_path, load_settings, wants_color
+from vault.settings import CONFIG_SIZE_MAX, Settings, absolute, config_path, load_settings, size_in_bytes, wants_color
 
 
 @pytest.fixture
@@ -42,7 +42,8 @@ def test_the_environment_of_the_process_is_the_default(config, monkeypatch):
 def test_the_file_is_not_read_if_all_is_chosen(config):
     config.write_text("this is no TOML")
     given = {"VAULTFS_STORE": "/s", "VAULTFS_CACHE_DIR": "/c", "VAULTFS_ENGINE": "direct"}
-    assert load_settings(given) == Settings("/s", "/c", "direct")
+    given |= {"VAULTFS_NODE_CACHE": "~/n", "VAULTFS_NODE_CACHE_SIZE": "2TB"}
+    assert load_settings(given) == Settings("/s", "/c", "direct", os.path.expanduser("~/n"), "2TB")
 
 
 def test_the_other_programs_variables_are_never_read(config):
@@ -116,3 +117,18 @@ def test_paths_become_absolute(monkeypatch, tmp_path):
 )
 def test_colours(environment, wanted):
     assert wants_color(environment) == wanted
+
+
+def test_a_size_is_a_number_of_bytes_or_a_part_of_the_disk(tmp_path):
+    assert size_in_bytes("2TB", "/") == 2 * 10**12
+    assert size_in_bytes("500 GiB", "/") == 500 << 30
+    assert size_in_bytes("1.5kB", "/") == 1500
+    assert size_in_bytes("0B", "/") == 0
+    disk = os.statvfs(tmp_path)
+    assert size_in_bytes("10%", str(tmp_path / "not" / "yet")) == disk.f_frsize * disk.f_blocks // 10
+
+
+@pytest.mark.parametrize("text", ["", "2", "TB", "-1GB", "2XB", "101%", "1e3GB", "1" * 20 + "B"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(UsageError):
+        size_in_bytes(text, "/")

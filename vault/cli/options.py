@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from vault.cli.output import Output
-from vault.settings import absolute, load_settings, wants_color
+from vault.settings import absolute, load_settings, size_in_bytes, wants_color
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Session:
     store: str = ""
     cache_dir: str = ""
     engine: str = ""
+    node_cache: str = ""
+    node_cache_size: str = ""
     as_json: bool = False
     quiet: bool = False
     verbose: bool = False
@@ -42,7 +44,14 @@ class Session:
         """Open the store. Raises UsageError if none is named, NotARepository if it is none."""
         from vault.api import open_vault
 
-        return open_vault(self.store, cache_dir=self.cache_dir)
+        return open_vault(
+            self.store, cache_dir=self.cache_dir, node_cache=self.node_cache, node_cache_size=self.node_cache_size
+        )
+
+    @property
+    def node_cache_size_bytes(self) -> int | None:
+        """How much the cache of a remote store may take; None: as before. Raises UsageError."""
+        return size_in_bytes(self.node_cache_size, self.node_cache or self.cache_dir) if self.node_cache_size else None
 
     def configure(self, **given: Any) -> None:
         """Take options that were given, and what the environment says for those that were not."""
@@ -56,6 +65,13 @@ class Session:
         self.store = self.store or settings.store
         self.cache_dir = absolute(self.cache_dir) if self.cache_dir else settings.cache_dir
         self.engine = settings.engine
+        self.node_cache = settings.node_cache
+        self.node_cache_size = settings.node_cache_size
+
+    def take_cache_options(self, cache: str, cache_size: str) -> None:
+        """Take what `node_cache_options` were given: they beat the environment."""
+        self.node_cache = absolute(cache) if cache else self.node_cache
+        self.node_cache_size = cache_size or self.node_cache_size
 
 
 def session_options(command: F) -> F:
@@ -95,6 +111,27 @@ def shared_options() -> list[Callable[[F], F]]:
         click.option("-q", "--quiet", is_flag=True, help="Print the answer and errors only: no notes, no progress."),
         click.option("-v", "--verbose", is_flag=True, help="Say more; after a failure, where it came from."),
     ]
+
+
+def node_cache_options(command: F) -> F:
+    """Add the options that say where and how much of a remote store is kept, as `cache` and `cache_size`."""
+    for option in (
+        click.option(
+            "--cache-size",
+            metavar="SIZE",
+            default="",
+            help="How much that may take: 2TB, 500GiB, 10%.  [env: VAULTFS_NODE_CACHE_SIZE]",
+        ),
+        click.option(
+            "--cache",
+            metavar="DIR",
+            default="",
+            help="Where this machine keeps what it reads of a remote store.  [env: VAULTFS_NODE_CACHE]",
+            shell_complete=completer("complete_folder"),
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def completer(name: str) -> "Complete":

@@ -46,7 +46,8 @@ def verify(
     repository: Repository, *, data: bool = False, progress: Progress = SILENT, trees: Iterable[NamedTree] = ()
 ) -> "Verification":
     """Start a verification; iterate over it to run it. `trees` are snapshots to check that no version names."""
-    return Verification(repository, data=data, progress=progress, trees=trees)
+    # What the node cache has is no proof of what the store has.
+    return Verification(repository.without_node_cache(), data=data, progress=progress, trees=trees)
 
 
 class Verification:

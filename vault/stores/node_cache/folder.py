@@ -15,7 +15,7 @@ from vault.clock import monotonic_s
 from vault.errors import CacheUnusable
 from vault.stores.node_cache.eviction import Evicted, count, make_room
 from vault.stores.node_cache.layout import FILES, FORMAT, FORMAT_TEXT, LEDGER, PINS, STATE_SUFFIX, VERSION
-from vault.stores.node_cache.ledger import EVICTED, NO_ROOM_UNTIL, USED, Ledger, Turn
+from vault.stores.node_cache.ledger import EVICTED, LIMIT, NO_ROOM_UNTIL, USED, Ledger, Turn
 
 DEFAULT_SHARE: Final = 0.2  # of the disk, where nobody has said how much
 _SPARE: Final = 32  # an eviction frees this part of the limit more than is needed, so that it is rare
@@ -59,6 +59,16 @@ class CacheFolder:
     def state_path(self, key: str) -> str:
         """Return where is kept which of them that are."""
         return f"{self.root}/{FILES}/{key}{STATE_SUFFIX}"
+
+    @property
+    def limit_bytes(self) -> int:
+        """How much it may take now: somebody else may change it."""
+        return int(self.ledger.cells[LIMIT])
+
+    @property
+    def used_bytes(self) -> int:
+        """How much it takes now, as far as its books say."""
+        return int(self.ledger.cells[USED])
 
     def reserve(self, turn: Turn, needed: int, wanted: int) -> int:
         """Reserve room for a request, evicting what was not used for longest. Returns wanted, or needed if that is all.

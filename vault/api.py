@@ -96,12 +96,14 @@ class Vault:
         skip_special: bool = False,
         allow_unchanged: bool = False,
         run: str | None = None,
+        cluster: str = "",
+        upload_memory: str = "",
         progress: Progress = SILENT,
     ) -> "CommitResult":
-        """Freeze a folder or file as the next version of a dataset.
+        """Freeze a folder, a file or what a URL names as the next version of a dataset.
 
         Args:
-            source: the folder or file.
+            source: the folder or file, or a URL: `s3://bucket/folder`, or any that fsspec can read.
             dataset: its name; the first commit makes it.
             message: why, for those who read the log.
             author: who; the user that runs this if empty.
@@ -110,14 +112,18 @@ class Vault:
             allow_unchanged: make a version even if the latest one has the same snapshot.
             run: ID of the run that made these files. None finds out: the one that this process belongs to by VAULTFS_RUN,
                 a scheduler or a launcher, or by its process tree if a mount has that on record; "" is none.
+            cluster: address of a Dask scheduler, `tcp://host:8786`, whose workers read and store; "" is this process.
+            upload_memory: how much may be on its way to a store behind a network: `256MB`; "" is 512 MiB.
             progress: told what was read so far.
 
         Raises:
+            ClusterError: the scheduler does not answer, or a worker lacks vault, the source or the store.
             InvalidRef, UsageError: name or source makes no sense.
             SourceUnreadable, SourceChanged, SpecialFile: naming the file.
             StoreError: as the store says. The same commit may be tried again; what was stored is not stored twice.
         """
         from vault.ops.commit import commit
+        from vault.ops.freeze import UPLOAD_MEMORY_MAX
 
         return commit(
             self.repository,
@@ -129,6 +135,8 @@ class Vault:
             exclude=[os.fsencode(pattern) for pattern in exclude],
             skip_special=skip_special,
             allow_unchanged=allow_unchanged,
+            cluster=cluster,
+            upload_memory_bytes=size_in_bytes(upload_memory, "/") if upload_memory else UPLOAD_MEMORY_MAX,
             progress=progress,
         )
 

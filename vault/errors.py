@@ -28,6 +28,7 @@
     │   ├── EditConflict            others have committed since an edit began
     │   └── ObjectMissing           named, but in no pack
     │       └── NotInBundle         left out of a bundle on purpose
+    ├── ClusterError                a Dask scheduler or its workers cannot do what a commit needs
     ├── CacheUnusable               this machine's cache directory
     ├── MountError
     ├── RecordingError              an open that cannot be put on record, so it is refused
@@ -352,6 +353,18 @@ class BundleError(IntegrityError):
 
     def __str__(self) -> str:
         return f"{self.where} is no bundle to rely on: {self.reason}; ask whoever gave it to you for another copy"
+
+
+class ClusterError(VaultError):
+    """A Dask scheduler does not answer, or a worker is not fit for a commit. What was stored is not stored again."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(where, reason)
+        self.where = where
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
 
 
 class CacheUnusable(VaultError):

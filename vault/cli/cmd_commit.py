@@ -15,6 +15,8 @@ from vault.errors import VaultError
         'vault commit ./imagenet imagenet -m "as downloaded"',
         "vault commit ./imagenet imagenet --exclude '*.tmp' --exclude /cache/",
         "vault commit model.safetensors resnet50 --json",
+        "vault commit s3://raw-bucket/imagenet imagenet",
+        "vault commit /nfs/imagenet imagenet --cluster tcp://scheduler:8786",
         "REF=$(vault commit -q ./imagenet imagenet)",
     )
 )
@@ -23,8 +25,15 @@ from vault.errors import VaultError
 @click.option("-m", "--message", default="", help="Why: shown by 'vault log'.")
 @click.option("--author", default="", help="Who; your login name if left out.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out, as in a .gitignore file. Can be repeated.")
-@click.option("--skip-special", is_flag=True, help="Leave sockets, devices and FIFOs out instead of refusing.")
+@click.option("--skip-special", is_flag=True, help="Leave sockets, FIFOs, and objects with odd names out, not refuse.")
 @click.option("--allow-unchanged", is_flag=True, help="Make a version even if nothing has changed.")
+@click.option("--cluster", metavar="ADDRESS", default="", help="Let the workers of a Dask scheduler read and store.")
+@click.option(
+    "--upload-memory",
+    metavar="SIZE",
+    default="",
+    help="How much may be on its way to a store behind a network, as 256MB.  [default: 512MiB]",
+)
 @session_options
 def commit(
     session: Session,
@@ -35,8 +44,10 @@ def commit(
     exclude: tuple[str, ...],
     skip_special: bool,
     allow_unchanged: bool,
+    cluster: str,
+    upload_memory: str,
 ) -> None:
-    """Freeze the folder or file SOURCE as the next version of DATASET.
+    """Freeze SOURCE as the next version of DATASET: a folder, a file, or a URL such as s3://bucket/folder.
 
     Only what is new is stored; files whose size, times and inode are those of the last commit are not even read.
     Patterns in .vaultignore files are heeded. It can be interrupted at any time: what was stored is not stored again.
@@ -53,6 +64,8 @@ def commit(
                 exclude=exclude,
                 skip_special=skip_special,
                 allow_unchanged=allow_unchanged,
+                cluster=cluster,
+                upload_memory=upload_memory,
                 progress=progress,
             )
         except KeyboardInterrupt:
@@ -91,7 +104,10 @@ def _count(source: bytes, exclude: tuple[str, ...]) -> tuple[int, int]:
     import os
 
     from vault.ops.source import SourceFile, Walk
+    from vault.ops.sources import is_url
 
+    if is_url(source):
+        return 0, 0  # its listing, which comes first, counts
     files = size_bytes = 0
     try:
         for step in Walk(source, exclude=[os.fsencode(pattern) for pattern in exclude], skip_special=True):

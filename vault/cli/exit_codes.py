@@ -38,6 +38,7 @@ EXIT_CODES: Final[dict[type[BaseException], int]] = {
     errors.TargetUnwritable: SOURCE,
     errors.EditConflict: CONFLICT,
     errors.ObjectMissing: DAMAGED,
+    errors.ClusterError: STORE,
     errors.MountError: MOUNT,
     errors.RecordingError: MOUNT,
     errors.CacheUnusable: SYSTEM,

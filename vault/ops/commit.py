@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 from vault.errors import RefNotFound
 from vault.ids import RunId, check_name
-from vault.ops.freeze import Frozen, freeze
+from vault.ops.freeze import UPLOAD_MEMORY_MAX, Frozen, freeze
 from vault.progress import SILENT, Progress
 from vault.repo.repository import Repository
 
@@ -38,13 +38,15 @@ def commit(
     exclude: Sequence[bytes] = (),
     skip_special: bool = False,
     allow_unchanged: bool = False,
+    cluster: str = "",
+    upload_memory_bytes: int = UPLOAD_MEMORY_MAX,
     progress: Progress = SILENT,
 ) -> CommitResult:
-    """Freeze a folder or file as the next version of a dataset.
+    """Freeze a folder, a file or what a URL names as the next version of a dataset.
 
     Args:
         repository: where it goes.
-        source: path of the folder or file.
+        source: path of the folder or file, or a URL.
         name: the dataset; it is made by its first commit.
         message: why, for those who read the log.
         author: who; free text.
@@ -52,15 +54,32 @@ def commit(
         exclude: patterns as in a .gitignore file.
         skip_special: leave sockets, devices and FIFOs out instead of refusing.
         allow_unchanged: make a version even if the latest one has the same snapshot.
+        cluster: address of a Dask scheduler whose workers do the reading and storing; empty: this process does.
+        upload_memory_bytes: how much may be on its way to a store behind a network.
         progress: told what was read so far.
 
     Raises:
+        ClusterError: the cluster cannot do it.
         InvalidRef, UsageError: name, pattern or source makes no sense.
         SourceUnreadable, SourceChanged, SpecialFile: naming the file.
         StoreError: as the store says. The same commit may be tried again.
     """
     check_name(name)
-    frozen = freeze(repository, source, exclude=exclude, skip_special=skip_special, progress=progress)
+    if cluster:
+        from vault.ops.cluster_freeze import freeze_on_cluster
+
+        frozen = freeze_on_cluster(
+            repository, source, cluster, exclude=exclude, skip_special=skip_special, progress=progress
+        )
+    else:
+        frozen = freeze(
+            repository,
+            source,
+            exclude=exclude,
+            skip_special=skip_special,
+            upload_memory_bytes=upload_memory_bytes,
+            progress=progress,
+        )
     version, unchanged = _append(repository, name, frozen, message, author, run, allow_unchanged)
     return CommitResult(**asdict(frozen), dataset=name, version=version, unchanged=unchanged)
 

@@ -345,7 +345,7 @@ def freeze(
         source,
         exclude=exclude,
         skip_special=skip_special,
-        forbidden=[repository.cache_root, *_local_root(repository)],
+        forbidden=[repository.cache_root, *local_root(repository)],
         as_it_is=as_it_is,
         progress=progress,
     )
@@ -368,7 +368,7 @@ def freeze(
     if cache is not None:
         cache.close()
     repository.index.sync()
-    _ensure_map(repository, snapshot)
+    ensure_map(repository, snapshot)
     counts = ingest.counts
     return Frozen(
         snapshot=snapshot,
@@ -411,7 +411,8 @@ def is_compressible(compressor: Compressor, source: LargeFile, pool: Executor | 
     return 2 * sum((map if pool is None else pool.map)(shrinks, offsets)) > len(offsets)
 
 
-def _ensure_map(repository: Repository, snapshot: Digest) -> None:
+def ensure_map(repository: Repository, snapshot: Digest) -> None:
+    """Put the map of a snapshot into the store, unless it has one."""
     try:
         repository.store.size(map_key(snapshot))
     except KeyNotFound:
@@ -426,5 +427,6 @@ def chunking_of(repository: Repository) -> ChunkingParams:
     return ChunkingParams(chunking.name, chunking.min_size, chunking.avg_size, chunking.max_size)
 
 
-def _local_root(repository: Repository) -> list[str]:
+def local_root(repository: Repository) -> list[str]:
+    """Return the folder of a store that is in one: it cannot lie in what is committed."""
     return [repository.store.url] if isinstance(repository.store, LocalFiles) else []

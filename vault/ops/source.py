@@ -206,6 +206,11 @@ class Walk:
             raise _unreadable(self._source, error) from error
 
     @property
+    def place(self) -> bytes:
+        """Its absolute path."""
+        return self._source
+
+    @property
     def readers(self) -> int:
         """A few more than there are processors: reading waits little."""
         return _READERS

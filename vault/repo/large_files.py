@@ -29,7 +29,7 @@ from vault.repo.whole_files import WholeFiles
 from vault.repo.whole_uploads import MEMORY_MAX, WholeUploads
 from vault.stores.base import Stage, Store, Uploads
 
-_KNOWN_SHARE_MIN: Final = 0.5  # of a file's bytes: from here on a recipe saves more than a file of its own is worth
+KNOWN_SHARE_MIN: Final = 0.5  # of a file's bytes: from here on a recipe saves more than a file of its own is worth
 
 Compress = Callable[[memoryview], bytes | None]
 
@@ -150,7 +150,7 @@ class LargeFileWriter:
                 self._uploads.settle([table.file])
             if self._writer.has(table.file):
                 return StoredFile(table.file, table.size, 0, 0)
-            if first.looks_new and first.known_bytes < _KNOWN_SHARE_MIN * table.size:
+            if first.looks_new and first.known_bytes < KNOWN_SHARE_MIN * table.size:
                 if self._uploads is not None:
                     self._uploads.take(source, source.path, table, stack.pop_all())
                 else:
@@ -246,7 +246,7 @@ class _FirstPass:
 
     def _choose(self, size: int) -> None:
         """Guess from the first buffer how the file will be stored, so that most files need one pass."""
-        self.looks_new = self.known_bytes < _KNOWN_SHARE_MIN * size
+        self.looks_new = self.known_bytes < KNOWN_SHARE_MIN * size
         if self.looks_new and self._owner._uploads is None:
             self.stage = self._stack.enter_context(self._owner._store.stage())
             self._pass.copy = self.stage.write

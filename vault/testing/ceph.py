@@ -40,7 +40,8 @@ _POLL_S: Final = 0.05
 _children: dict[str, list[subprocess.Popen[bytes]]] = {}  # of this process, by folder: whoever starts one takes its status
 
 # One copy of everything, four placement groups a pool, no sockets for administration (their paths would be too long), and
-# space of deleted objects given back within seconds: a test suite writes and deletes more than memory holds.
+# space of deleted objects given back within seconds: a test suite writes and deletes more than memory holds. Without
+# tcp_nodelay each small GET waits 40 ms for a delayed acknowledgement, which no network of today would add.
 _CONFIGURATION: Final = """\
 [global]
 fsid = {fsid}

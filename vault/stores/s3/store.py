@@ -27,7 +27,9 @@ from vault.stores.s3.uploads import Uploads, writer_of
 SINGLE_PUT_MAX: Final = 160 << 20  # a pack and its slack: one request, and create-once wherever PUT honours it
 UPLOAD_WHOLE_MAX: Final = 32 << 20  # from here on parts side by side are faster than one stream
 _PAGE: Final = 1000
-_PIECE: Final = 64 << 10  # after each of these the clock is looked at
+_PIECE_MIN: Final = 64 << 10
+_PIECE_LARGEST: Final = 4 << 20
+_PIECE_TIME_S: Final = 0.5  # the clock is looked at about this often while an answer comes
 _REQUESTS: Final = 16
 
 
@@ -300,16 +302,25 @@ class _Reading:
         body = answer["Body"]
         try:
             self._end = min(self._whole_size(answer), self._end or 1 << 63)
-            while self._next < self._end:
-                piece = body.read(min(_PIECE, self._end - self._next))
-                if not piece or monotonic_s() > self._until_s:
-                    raise CutOff
-                self._pieces.append(piece)
-                self._next += len(piece)
-            body.read(1)  # its end: the connection can be used again
+            self._read(body, self._end)
         finally:
             body.close()
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+    def _read(self, body: Any, end: int) -> None:
+        """Read to the end, in pieces that a slow line fills soon enough for us to look at the clock."""
+        length = _PIECE_MIN
+        seen_s = monotonic_s()
+        while self._next < end:
+            piece = body.read(min(length, end - self._next))
+            now_s = monotonic_s()
+            if not piece or now_s > self._until_s:
+                raise CutOff
+            self._pieces.append(piece)
+            self._next += len(piece)
+            length = min(2 * length, _PIECE_LARGEST) if now_s - seen_s < _PIECE_TIME_S else max(length // 2, _PIECE_MIN)
+            seen_s = now_s
+        body.read(1)  # its end: the connection can be used again
 
     def _whole_size(self, answer: Mapping[str, Any]) -> int:
         """Return the size of the object, having seen that the bytes are those that were asked for."""

@@ -87,6 +87,8 @@ def sync(
         raise UsageError(f"{target.store.url} is the store that {ref.name} is in, or a copy of it: name another one")
     version = source.datasets.resolve(ref).version
     assert version is not None
+    # A copy reads everything once: that must not push out of a node's cache what jobs read.
+    source, target = source.without_node_cache(), target.without_node_cache()
     there = _version_there(target, name, version.snapshot)
     copied = Copied()
     if there is None:

@@ -26,7 +26,7 @@ from vault.format.layout import whole_key
 from vault.format.pack import Codec, ObjectKind
 from vault.format.tree import Entry, Kind
 from vault.ids import Digest
-from vault.ops.sync_chunks import ChunkedRanges, chunk_groups, read_chunks
+from vault.ops.sync_chunks import ProvenRanges, chunk_groups, read_chunks
 from vault.ops.sync_fetch import Fetched, Fetcher, Wanted, ahead
 from vault.ops.sync_pages import PageShelf
 from vault.repo.existing import publish_or_confirm, put_chunk_table, upload_or_confirm
@@ -39,7 +39,7 @@ _ENTRIES_AT_ONCE: Final = 1024  # that the target is asked about
 _TABLES_AHEAD: Final = 8
 _STREAMS: Final = 4  # large files under way
 _GROUPS_AHEAD: Final = 3  # pieces of each, in memory
-_STAGED_SIZE_MAX: Final = 256 << 20  # a larger one is read twice if its store would have to be given it in one piece
+_STAGED_SIZE_MAX: Final = 64 << 20  # a larger one is uploaded in parts by stores that can
 _KNOWN_SHARE_MIN: Final = 0.5  # of a whole file's bytes in the target: from here on only its new chunks are sent
 _REPORT_S: Final = 0.2
 
@@ -233,30 +233,32 @@ class Sender:
         if isinstance(store, Uploads) and table.size > _STAGED_SIZE_MAX:
             self._upload(store, table)
         else:
-            key = whole_key(table.file)
-            with store.stage() as stage:
-                self._prove(table, stage.write)
-                publish_or_confirm(store, stage, key, table.file)
+            self._stage(table)
         put_chunk_table(store, table)
         self._target.index.add_whole(table)
         if isinstance(store, LocalFiles) and self._target.whole_files is not None:
             self._target.whole_files.remember(table.file)
-        self._copied.add(size_bytes=table.size, sent_bytes=table.size, stored_bytes=table.size)
 
     def _upload(self, uploads: Uploads, table: ChunkTable) -> None:
-        """Copy a file that is too large to be kept here: prove it first, then let the store read it in parts."""
-        self._prove(table, _drop)
-        key, ranges = whole_key(table.file), ChunkedRanges(self._source.store, table)
-        upload_or_confirm(self._target.store, uploads, key, table.file, table.size, ranges.read)
+        """Let a store read a file in parts that is too large to be kept here."""
+        ranges = ProvenRanges(self._source.store, table, self._advance)
+        if upload_or_confirm(self._target.store, uploads, whole_key(table.file), table.file, table.size, ranges.read):
+            ranges.require_proof()
 
-    def _prove(self, table: ChunkTable, take: Callable[[bytes], object]) -> None:
-        """Read a whole file, handing it on piece by piece. Raises DigestMismatch at its end if it is another one."""
+    def _stage(self, table: ChunkTable) -> None:
         hasher = blake3(max_threads=blake3.AUTO)
-        for data in ahead(self._pool, partial(read_chunks, self._source.store), chunk_groups(table), _GROUPS_AHEAD):
-            hasher.update(data)
-            take(data)
-        if hasher.digest() != table.file:
-            raise DigestMismatch(whole_key(table.file), table.file.hex(), hasher.hexdigest())
+        key = whole_key(table.file)
+        with self._target.store.stage() as stage:
+            for data in ahead(self._pool, partial(read_chunks, self._source.store), chunk_groups(table), _GROUPS_AHEAD):
+                hasher.update(data)
+                stage.write(data)
+                self._advance(len(data))
+            if hasher.digest() != table.file:
+                raise DigestMismatch(key, table.file.hex(), hasher.hexdigest())
+            publish_or_confirm(self._target.store, stage, key, table.file)
+
+    def _advance(self, length: int) -> None:
+        self._copied.add(size_bytes=length, sent_bytes=length, stored_bytes=length)
 
 
 def _sent_bytes(step: Wanted | _File) -> int:
@@ -291,7 +293,3 @@ def _is_large(entry: Entry, location: ObjectLocation) -> bool:
 
 def _part(file: ObjectLocation, offset: int, chunk: Chunk) -> ObjectLocation:
     return ObjectLocation(file.container, True, offset, chunk.size, chunk.size, Codec.RAW, ObjectKind.BLOB)
-
-
-def _drop(_: bytes) -> None:
-    """Take nothing."""

@@ -69,6 +69,7 @@ def _be_the_mount(work: Callable[[Callable[[], None]], None], writer: int, log: 
         os.umask(0o077)
         _redirect(log)
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(message)s", force=True)
+        logging.getLogger("botocore").setLevel(logging.WARNING)  # each process would say where it found its keys
 
         def ready() -> None:
             _answer(writer, _READY)

@@ -1,4 +1,4 @@
-"""The direct engine: a device, workers that answer on it, a shipper, and the supervisor above them.
+"""The direct engine: a device, workers that answer on it, a shipper, a fetcher, and the supervisor above them.
 
 Threads: one in each process; everything that does not survive a fork is made in the workers.
 """
@@ -11,6 +11,7 @@ from vault_fuse import device as fuse_device
 from vault_fuse.backings import Backings, share_backings
 from vault_fuse.mounting import MountParts
 from vault_fuse.nodes import NodeTable
+from vault_fuse.remote_parts import RemoteParts
 from vault_fuse.requests import Requests
 from vault_fuse.rota import Duty, Rota
 from vault_fuse.statistics import Statistics
@@ -22,8 +23,9 @@ logger = logging.getLogger(__name__)
 
 def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     """Mount on path and serve until the mount is taken away. See `vault_fuse.mounting.run_mount`."""
-    workers = parts.options.workers or default_workers()
-    statistics = Statistics(workers)
+    workers = parts.options.workers or default_workers(is_remote=parts.is_remote)
+    remote = RemoteParts(parts) if parts.is_remote else None
+    statistics = Statistics(workers + 1)  # the last page is the fetcher's
     backings = share_backings()
     rota = Rota(workers)
     inboxes = [make_inbox() for _ in range(workers)]
@@ -33,9 +35,14 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
 
     def worker_main(own_device: int, worker: int, abilities: Abilities) -> int:
         duty = Duty(rota, worker)
+        repository = parts.open_repository()
+        journals = figures = None
+        if remote is not None:
+            figures = remote.figures_of(repository)
+            journals = remote.prepare_worker(repository, statistics.page(worker), duty)
         requests = Requests(
             own_device,
-            parts.open_repository(),
+            repository,
             NodeTable(parts.state_dir),
             parts.recorder(worker, duty),
             statistics,
@@ -45,8 +52,14 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             duty,
             started_ns=parts.started_ns,
             pins=parts.options.pins,
+            journals=journals,
+            cache_figures=figures,
         )
         return serve(own_device, requests, statistics, worker, inboxes[worker], duty)
+
+    def fetcher_main() -> None:
+        assert remote is not None
+        remote.fetch(statistics.page(workers), rota.is_waiting)
 
     try:
         supervisor = Supervisor(
@@ -57,6 +70,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             rota=rota,
             worker_main=worker_main,
             shipper_main=parts.ship_records if parts.spool is not None else None,
+            fetcher_main=None if remote is None else fetcher_main,
             abilities=abilities,
             deadline_s=parts.options.deadline_s,
         )

@@ -21,9 +21,11 @@ from vault_fuse.errnos import errno_of
 from vault_fuse.mounting import MountParts
 from vault_fuse.namespace import Namespace
 from vault_fuse.nodes import Node, NodeKind, NodeTable
+from vault_fuse.remote_parts import RemoteParts
 from vault_fuse.slots import Slot, Slots
-from vault_fuse.statistics import ERRORS, READ_BYTES, Statistics
-from vault_fuse.status_files import NAMES, render
+from vault_fuse.statistics import BEGUN, ERRORS, READ_BYTES, WAITING, Statistics
+from vault_fuse.status_files import NAMES, CacheFigures, render
+from vault_fuse.supervisor import die_with
 from vault_fuse.wire import FMODE_EXEC, MOMENT_S, Op
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,10 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     fuse = _import_fusepy()
     if sys.platform == "linux":
         fuse_device.check_device()  # libfuse says less
-    shipper = _start_shipper(parts) if parts.spool is not None else 0
+    remote = RemoteParts(parts) if parts.is_remote else None
+    statistics = Statistics(2)  # the last page is the fetcher's
+    shipper = _start_child(parts.ship_records, "shipper") if parts.spool is not None else 0
+    fetcher = _start_fetcher(remote, statistics) if remote is not None else 0
     options: dict[str, Any] = {
         "fsname": _text(fuse_device.escape_option(parts.facts.store)),
         "subtype": "vault",
@@ -59,13 +64,16 @@ def run_fusepy(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
     if parts.options.allow_other:
         options["allow_other"] = True
     try:
-        operations = Operations(parts, fuse, ready)
+        operations = Operations(parts, fuse, ready, statistics, remote)
         fuse.FUSE(operations, _text(path), foreground=True, nothreads=True, raw_fi=True, encoding=_ENCODING, **options)
     except RuntimeError as error:
         raise MountError(path, f"libfuse cannot mount here (error {error}); its words are above or in the log") from error
     finally:
+        if fetcher:
+            _end_child(fetcher, signal.SIGKILL, "the fetcher has died: what readers wanted was fetched by themselves")
         if shipper:
-            _end_shipper(shipper)
+            gone = "the shipper is gone: what it left in the spool is taken along by the next mount"
+            _end_child(shipper, signal.SIGTERM, gone)
 
 
 class Operations:
@@ -73,18 +81,25 @@ class Operations:
 
     use_ns = True  # times are nanoseconds
 
-    def __init__(self, parts: MountParts, fuse: Any, ready: Callable[[], None]) -> None:
+    def __init__(
+        self, parts: MountParts, fuse: Any, ready: Callable[[], None], statistics: Statistics, remote: RemoteParts | None
+    ) -> None:
         repository = parts.open_repository()
+        self._statistics = statistics
+        self._counters = statistics.page(0)
+        journals = None
+        self._cache_figures: CacheFigures | None = None
+        if remote is not None:
+            self._cache_figures = remote.figures_of(repository)
+            journals = remote.prepare_worker(repository, self._counters, _Waits(self._counters))
         self._fuse = fuse
         self._ready = ready
         self._facts = parts.facts
-        self._namespace = Namespace(repository, NAMES, parts.started_ns, pins=parts.options.pins)
+        self._namespace = Namespace(repository, NAMES, parts.started_ns, pins=parts.options.pins, journals=journals)
         self._nodes = NodeTable(parts.state_dir)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, self._nodes, self._owner)
         self._recorder = parts.recorder(0)
-        self._statistics = Statistics(1)
-        self._counters = self._statistics.page(0)
         self._started_ns = parts.started_ns
         self._store_path = parts.facts.store
         self._found: OrderedDict[str, tuple[int, int]] = OrderedDict()  # slot and entry: these never move
@@ -96,6 +111,7 @@ class Operations:
         work = getattr(self, operation, None)
         if work is None:
             raise OSError(errno.ENOSYS, operation)
+        self._counters[BEGUN] += 1  # each has a time limit of its own where there is one
         try:
             try:
                 return work(*arguments)
@@ -201,7 +217,10 @@ class Operations:
 
     def statfs(self, _path: str) -> dict[str, int]:
         """Return the size of the disk below the store; nothing is free."""
-        disk = os.statvfs(self._store_path)
+        try:
+            disk = os.statvfs(self._store_path)
+        except OSError:  # it is no folder of this machine
+            return {"f_bsize": 4096, "f_frsize": 4096, "f_namemax": 255}
         return {
             "f_bsize": disk.f_bsize,
             "f_frsize": disk.f_frsize,
@@ -210,7 +229,8 @@ class Operations:
         }
 
     def _render(self, node: Node) -> bytes:
-        return render(node.path.rpartition("/")[2], self._facts, self._namespace, self._statistics)
+        figures = None if self._cache_figures is None else self._cache_figures()
+        return render(node.path.rpartition("/")[2], self._facts, self._namespace, self._statistics, figures)
 
     # From paths to entries.
 
@@ -294,24 +314,50 @@ def _import_fusepy() -> Any:
     return fuse
 
 
-def _start_shipper(parts: MountParts) -> int:
+def _start_child(main: Callable[[], None], name: str, *, dies_with_us: bool = False) -> int:
+    parent = os.getpid()
     process = os.fork()
     if process:
         return process
     status = 1
     try:
-        parts.ship_records()
+        if dies_with_us:
+            die_with(parent)
+        main()
         status = 0
     except BaseException:
-        logger.exception("shipper")
+        logger.exception("%s", name)
     finally:
         logging.shutdown()
         os._exit(status)
 
 
-def _end_shipper(process: int) -> None:
+def _start_fetcher(remote: RemoteParts, statistics: Statistics) -> int:
+    """Start the fetcher: before libfuse has the device. There is nobody who would start it again."""
+    counters = statistics.page(0)
+    return _start_child(
+        lambda: remote.fetch(statistics.page(1), lambda: bool(counters[WAITING])), "fetcher", dies_with_us=True
+    )
+
+
+def _end_child(process: int, number: signal.Signals, gone: str) -> None:
     try:
-        os.kill(process, signal.SIGTERM)
+        os.kill(process, number)
         os.waitpid(process, 0)
     except (ProcessLookupError, ChildProcessError):
-        logger.warning("the shipper is gone: what it left in the spool is taken along by the next mount")
+        logger.warning("%s", gone)
+
+
+class _Waits:
+    """Shows the fetcher that the one process which answers waits for the store."""
+
+    def __init__(self, counters: memoryview) -> None:
+        self._counters = counters
+
+    def begin_waiting(self) -> None:
+        """Say so."""
+        self._counters[WAITING] = 1
+
+    def end_waiting(self) -> None:
+        """Say that it waits no more."""
+        self._counters[WAITING] = 0

@@ -24,7 +24,7 @@ from vault.stores.time_limit import time_limit
 from vault_fuse.fetch_queue import FetchQueue, Piece, Taken
 from vault_fuse.hints import Channel
 from vault_fuse.marks import UNIT, Marks
-from vault_fuse.read_ahead import ReadAhead
+from vault_fuse.read_ahead import PIECE_MAX, ReadAhead
 from vault_fuse.statistics import AHEAD_BYTES, FETCH_ERRORS
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 THREADS_MAX: Final = 16
 HINTS_AT_ONCE: Final = 256
 PIECE_TIME_S_MAX: Final = 60.0  # for one piece
+_IN_FLIGHT_SHARE: Final = 8  # of the cache, one in so many bytes may be reserved for what is being fetched ahead
 _WAIT_S: Final = 1.0
 _BACK_OFF_S_MIN: Final = 0.5
 _BACK_OFF_S_MAX: Final = 30.0
@@ -72,7 +73,7 @@ class Fetcher:
         self._lock = threading.Lock()  # for the two above; taken inside of the queue's
         self._verifying = threading.Lock()
         self.queue = FetchQueue(reader_waits)
-        self._threads = min(threads, THREADS_MAX)
+        self._threads = max(min(threads, THREADS_MAX, cache_bytes // (_IN_FLIGHT_SHARE * PIECE_MAX)), 1)
         self._failures = 0  # in a row
 
     def run(self) -> None:

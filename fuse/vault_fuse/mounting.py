@@ -23,7 +23,7 @@ from vault.repo.liveness import hold, is_held
 from vault.repo.repository import Repository
 from vault.repo.spool import Spool, create_spool, open_spool
 from vault.repo.waits import Waits
-from vault.stores.base import Store
+from vault.stores.base import RemoteFiles, Store
 from vault_fuse import device as fuse_device
 from vault_fuse.capturing import Capturers
 from vault_fuse.recorder import Recorder
@@ -54,6 +54,8 @@ class MountOptions:
     record: bool = True  # only benchmarks turn it off, to know what it costs
     capture: bool = True  # code, environment and machine of each run, at its first open
     pins: Mapping[str, int] = field(default_factory=dict)  # "imagenet@latest" -> the version it leads to
+    node_cache: str = ""  # where files of a store behind a network are kept; a place in the cache directory if empty
+    cache_size_bytes: int | None = None  # how much they may take; as before if None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +70,17 @@ class MountParts:
     state_dir: str  # private to this mount, gone with it
     spool: Spool | None
     started_ns: int
+    is_remote: bool = False  # the store lies behind a network
 
     def open_repository(self) -> Repository:
         """Open the repository anew: once in each process. Reads nothing: a worker starts while the store is away."""
-        return Repository(self.open_store(), self.cache_root, self.config)
+        return Repository(
+            self.open_store(),
+            self.cache_root,
+            self.config,
+            node_cache=self.options.node_cache,
+            node_cache_size=self.options.cache_size_bytes,
+        )
 
     def recorder(self, worker: int, waits: Waits | None = None) -> OpenRecorder:
         """Return what records opens, for one worker; `waits` is told before it has to wait for a disk."""
@@ -182,7 +191,17 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
         shown = os.fsencode(path).decode(errors="backslashreplace")  # as text, for the record
         spool = create_spool(spool_root, store_id=repository.config.store, mountpoint=shown)
     facts = MountFacts(repository.store.url, options.engine, os.getpid())
-    parts = MountParts(open_store, cache_root, repository.config, options, facts, state_dir, spool, now_ns())
+    parts = MountParts(
+        open_store,
+        cache_root,
+        repository.config,
+        options,
+        facts,
+        state_dir,
+        spool,
+        now_ns(),
+        is_remote=isinstance(repository.store, RemoteFiles),
+    )
     try:
         if options.engine == FUSEPY:
             from vault_fuse.engine_fusepy import run_fusepy

@@ -55,8 +55,8 @@ class Credit:
         return self._debt_now(now_s) < self._limit
 
     def is_earned(self, now_s: float) -> bool:
-        """Say whether most of what was fetched has been used."""
-        return self._debt_now(now_s) < 0
+        """Say whether what was fetched has been used, and no little."""
+        return self._debt_now(now_s) < -self._limit / 2
 
     def _debt_now(self, now_s: float) -> float:
         if now_s > self._at_s:

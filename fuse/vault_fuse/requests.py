@@ -19,11 +19,11 @@ from vault.stores.base import Buffer
 from vault_fuse import device as fuse_device
 from vault_fuse.backings import Backings
 from vault_fuse.directories import encode_dirent, fill, list_children, list_names
-from vault_fuse.namespace import Namespace
+from vault_fuse.namespace import Journals, Namespace
 from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
 from vault_fuse.slots import Slot, Slots, directory_entry
 from vault_fuse.statistics import READ_BYTES, Statistics
-from vault_fuse.status_files import NAMES, MountFacts, render
+from vault_fuse.status_files import NAMES, CacheFigures, MountFacts, render
 from vault_fuse.wire import (
     ATTR,
     ATTR_OUT,
@@ -113,16 +113,19 @@ class Requests:
         *,
         started_ns: int,
         pins: Mapping[str, int],
+        journals: Journals | None = None,
+        cache_figures: CacheFigures | None = None,
     ) -> None:
         self._device = device
         self._nodes = nodes
-        self._namespace = Namespace(repository, NAMES, started_ns, waits, pins)
+        self._namespace = Namespace(repository, NAMES, started_ns, waits, pins, journals)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, nodes, self._owner, waits)
         self._recorder = recorder
         self._statistics = statistics
         self._counters = statistics.page(worker)
         self._facts = facts
+        self._cache_figures = cache_figures
         self._backings = backings  # None: the kernel reads nothing by itself
         self._try_passthrough = True
         self._waits = waits
@@ -241,24 +244,28 @@ class Requests:
         assert self._backings is not None
         number = nodeid & ENTRY_MASK
         with waiting(self._waits):  # the file may have to be hashed first
-            path = slot.view.whole_path(number)
-        self._record(slot, unique, number, uid, gid, tid)
-        backing = self._backings.take(nodeid, lambda: self._open_backing(path))
+            file = slot.view.open_whole(number)
+        try:
+            self._record(slot, unique, number, uid, gid, tid)
+            backing = self._backings.take(nodeid, lambda: self._open_backing(file))
+        finally:
+            if file is not None:
+                os.close(file)
         return OPEN_OUT.pack(_SHARED, FOPEN_PASSTHROUGH if backing else FOPEN_KEEP_CACHE, backing)
 
-    def _open_backing(self, path: str | None) -> int:
-        """Return the backing ID of a file that the kernel may read by itself, or 0 if it does not let us."""
-        if path is None or not self._try_passthrough:
+    def _open_backing(self, file: int | None) -> int:
+        """Return the backing ID of a file that the kernel may read by itself, or 0 if it does not let us.
+
+        The kernel keeps it open, and with it what keeps it from being evicted.
+        """
+        if file is None or not self._try_passthrough:
             return 0
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             return fuse_device.open_backing(self._device, file)
         except OSError as error:
             logger.warning("passthrough is off, reads go through the worker: %s", error.strerror)
             self._try_passthrough = False
             return 0
-        finally:
-            os.close(file)
 
     def read(self, unique: int, nodeid: int, body: memoryview, _uid: int, _gid: int, _tid: int) -> None:
         """Answer READ with verified bytes."""
@@ -268,7 +275,8 @@ class Requests:
             data = self._slots.get(nodeid >> SLOT_SHIFT).view.read(nodeid & ENTRY_MASK, offset, size)
         else:
             node = self._node(nodeid, NodeKind.STATUS)
-            text = render(node.path.rpartition("/")[2], self._facts, self._namespace, self._statistics)
+            figures = None if self._cache_figures is None else self._cache_figures()
+            text = render(node.path.rpartition("/")[2], self._facts, self._namespace, self._statistics, figures)
             data = text[offset : offset + size]
         length = len(data)
         os.writev(self._device, (OUT_HEADER.pack(16 + length, 0, unique), data))

@@ -62,6 +62,7 @@ class Duty:
         self._cells = rota.cells
         self._many = min(len(os.sched_getaffinity(0)), rota.workers)
         self._cells[worker] = _ON
+        self._waits = 0  # within each other
 
     def report(self, busy: float) -> None:
         """Say which share of the time this worker was busy lately; calls another if it was all, or lets one go."""
@@ -75,13 +76,16 @@ class Duty:
 
     def begin_waiting(self) -> None:
         """Say that this worker is about to wait for a disk or a store: somebody else must be there meanwhile."""
+        self._waits += 1
         self._cells[self._worker] = _WAITING
         if not self._rota.on_duty():
             self._rota.ring()
 
     def end_waiting(self) -> None:
         """Say that it has waited, and goes on."""
-        self._cells[self._worker] = _ON
+        self._waits -= 1
+        if not self._waits:
+            self._cells[self._worker] = _ON
 
     def park(self) -> bool:
         """Wait until there is need of an idle worker. Returns False, at once, if there is now."""

@@ -2,14 +2,15 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from vault_fuse.namespace import Namespace
 from vault_fuse.statistics import ERRORS, Statistics
 
-NAMES = ("engine", "health", "pid", "snapshots", "statistics", "store", "version")
+NAMES = ("cache", "engine", "health", "pid", "snapshots", "statistics", "store", "version")
+CacheFigures = Callable[[], Mapping[str, int | str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +22,28 @@ class MountFacts:
     pid: int
 
 
-def render(name: str, facts: MountFacts, namespace: Namespace, statistics: Statistics) -> bytes:
-    """Return the content of a status file. Raises KeyError for a name that is none."""
+def render(
+    name: str, facts: MountFacts, namespace: Namespace, statistics: Statistics, cache: Mapping[str, int | str] | None = None
+) -> bytes:
+    """Return the content of a status file.
+
+    Args:
+        name: which one. KeyError is raised for a name that is none.
+        facts: what does not change.
+        namespace: what is shown.
+        statistics: of all processes of the mount.
+        cache: how the node's cache fares; None for a store that needs none.
+    """
     if name == "snapshots":
         shown = {path: found.snapshot.hex() for path, found in sorted(namespace.versions().items())}
         return json.dumps(shown, indent=1).encode() + b"\n"
+    if name == "cache":
+        if cache is None:
+            return b"{}\n"
+        return json.dumps(cache, indent=1).encode() + b"\n"
     if name == "statistics":
-        return _statistics_text(statistics.as_dict()).encode()
+        remote = statistics.remote_as_dict() if cache is not None else {}
+        return _statistics_text({**statistics.as_dict(), **remote}).encode()
     texts = {
         "engine": facts.engine,
         "health": "ok" if not statistics.total(ERRORS) else f"{statistics.total(ERRORS)} failed requests, see the log",

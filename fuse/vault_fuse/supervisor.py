@@ -29,7 +29,9 @@ from vault_fuse.worker import EXIT_TOO_LARGE, EXIT_UNMOUNTED
 
 logger = logging.getLogger(__name__)
 
-WORKERS_MAX: Final = 8
+WORKERS_MAX: Final = 32
+LOCAL_WORKERS_MAX: Final = 8  # by default: more than CPUs only wait for each other
+REMOTE_WORKERS: Final = 16  # by default: each waits for one answer at a time, and the others are parked meanwhile
 _TICK_S: Final = 1.0
 _UNREAD_S_MAX: Final = 1.5
 _DEATHS_MAX: Final = 20  # within _DEATHS_WINDOW_S: more than that is no accident, and readers must not wait for ever
@@ -38,13 +40,14 @@ _DYING_S: Final = 0.5  # so long a killed worker may take to die before another 
 _HANGING_MAX: Final = 256  # killed workers that do not die, because the system is stuck in the store
 _DEATHS_WINDOW_S: Final = 10.0
 _SHIPPER_GRACE_S: Final = 10.0
+_FETCHER_PAUSE_S: Final = 5.0  # between two starts of the fetcher: nobody depends on it
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def default_workers() -> int:
-    """Return how many workers suit this machine."""
-    return min(WORKERS_MAX, max(2, os.cpu_count() or 1))
+def default_workers(*, is_remote: bool) -> int:
+    """Return how many workers suit this machine, or a store behind a network."""
+    return REMOTE_WORKERS if is_remote else min(LOCAL_WORKERS_MAX, max(2, os.cpu_count() or 1))
 
 
 @dataclass(slots=True)
@@ -56,6 +59,14 @@ class Abilities:
 
 WorkerMain = Callable[[int, int, Abilities], int]  # (device, worker, abilities) -> exit status; runs in the child
 ShipperMain = Callable[[], None]  # runs in a child until SIGTERM, then finishes what it has
+FetcherMain = Callable[[], None]  # runs in a child until it is killed
+
+
+def die_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, or end it if that has happened already."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def answer_init(device: int) -> Abilities:
@@ -81,11 +92,14 @@ class Supervisor:
     rota: Rota
     worker_main: WorkerMain
     shipper_main: ShipperMain | None
+    fetcher_main: FetcherMain | None
     abilities: Abilities
     deadline_s: float
     _devices: list[int] = field(default_factory=list)
     _running: dict[int, int] = field(default_factory=dict)  # process -> worker
     _shipper: int = 0
+    _fetcher: int = 0
+    _fetcher_again_s: float = 0.0
     _deaths_s: list[float] = field(default_factory=list)
     _late: dict[int, tuple[int, float]] = field(default_factory=dict)  # worker -> its request, and when that was seen first
     _killed_s: dict[int, float] = field(default_factory=dict)  # process that was late -> when
@@ -109,6 +123,7 @@ class Supervisor:
         for worker in range(self.workers):
             self._start_worker(worker)
         self._start_shipper()
+        self._tend_fetcher()
         ready()
         try:
             while self._running:
@@ -117,9 +132,11 @@ class Supervisor:
                 self._replace_hanging()
                 self._end_late_requests()
                 self._wake_workers()
+                self._tend_fetcher()
                 if self._stopping:
                     self._try_unmount()
         finally:
+            self._end_fetcher()
             self._end_shipper()
 
     def _stop(self, *_: object) -> None:
@@ -156,19 +173,30 @@ class Supervisor:
             os._exit(status)
 
     def _start_shipper(self) -> None:
-        if self.shipper_main is None:
-            return
-        self._shipper = self._fork(dies_with_us=False)  # it has records to save; it ends by itself after the workers
-        if self._shipper:
-            return
+        if self.shipper_main is not None:
+            # It has records to save: it ends by itself after the workers.
+            self._shipper = self._start_helper("shipper", self.shipper_main, dies_with_us=False)
+
+    def _tend_fetcher(self) -> None:
+        """Start the fetcher if there should be one and is none, but not again and again."""
+        now_s = time.monotonic()
+        if self.fetcher_main is not None and not self._fetcher and now_s >= self._fetcher_again_s:
+            self._fetcher_again_s = now_s + _FETCHER_PAUSE_S
+            self._fetcher = self._start_helper("fetcher", self.fetcher_main, dies_with_us=True)
+
+    def _start_helper(self, name: str, main: Callable[[], None], *, dies_with_us: bool) -> int:
+        """Start a child that answers no requests, and return its process."""
+        process = self._fork(dies_with_us=dies_with_us)
+        if process:
+            return process
         for descriptor in self._devices:
             os.close(descriptor)  # it must not keep the mount alive
         status = 1
         try:
-            self.shipper_main()
+            main()
             status = 0
         except BaseException:
-            logger.exception("shipper")
+            logger.exception("%s", name)
         finally:
             logging.shutdown()
             os._exit(status)
@@ -182,9 +210,7 @@ class Supervisor:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
             if dies_with_us:
-                _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                if os.getppid() != parent:
-                    os._exit(1)
+                die_with(parent)
         return process
 
     def _reap(self) -> None:
@@ -203,6 +229,10 @@ class Supervisor:
                 logger.warning("the shipper ended with status %d and is started again", status)
                 time.sleep(0.1)
                 self._start_shipper()
+                continue
+            if process == self._fetcher:
+                logger.warning("the fetcher ended with status %d and is started again", status)
+                self._fetcher = 0
                 continue
             self._hanging.discard(process)
             self._killed_s.pop(process, None)
@@ -248,6 +278,17 @@ class Supervisor:
             os.kill(process, signal.SIGKILL)  # and not waited for: the store may keep it
         except (ProcessLookupError, ChildProcessError):
             pass
+
+    def _end_fetcher(self) -> None:
+        """End the fetcher. What it was fetching is fetched again when somebody wants it."""
+        self.fetcher_main = None
+        if self._fetcher:
+            process, self._fetcher = self._fetcher, 0
+            try:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            except (ProcessLookupError, ChildProcessError):
+                pass
 
     # Requests that must not go on.
 

@@ -134,7 +134,7 @@ def test_an_unknown_name_is_not_there(shown):
 
 def test_status_files_say_what_the_mount_is(shown, library):
     assert sorted(os.listdir(f"{shown.path}/.vault")) == sorted(
-        ["engine", "health", "pid", "snapshots", "statistics", "store", "version"]
+        ["cache", "engine", "health", "pid", "snapshots", "statistics", "store", "version"]
     )
     assert shown.status("engine") == f"{shown.engine}\n"
     assert shown.status("health") == "ok\n"

@@ -5,16 +5,22 @@ Threads: it holds for all of the process.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-from vault.repo import packer
+from vault.repo import pack_uploads, packer
+
+LENGTH: Final = 250_000
 
 
 @contextmanager
 def small_packs() -> Iterator[None]:
-    """Publish a pack once it is 250 KB long."""
-    before = packer.StagedPack.__init__.__kwdefaults__
-    packer.StagedPack.__init__.__kwdefaults__ = {"length_target": 250_000}
+    """Publish or upload a pack once it is 250 KB long."""
+    makers = (packer.StagedPack.__init__, pack_uploads.PackUploads.__init__)
+    before = [maker.__kwdefaults__ for maker in makers]
+    for maker, defaults in zip(makers, before, strict=True):
+        maker.__kwdefaults__ = {**(defaults or {}), "length_target": LENGTH}
     try:
         yield
     finally:
-        packer.StagedPack.__init__.__kwdefaults__ = before
+        for maker, defaults in zip(makers, before, strict=True):
+            maker.__kwdefaults__ = defaults

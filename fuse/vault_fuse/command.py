@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from vault.cli.commands import examples
-from vault.cli.options import Session, completer, session_options
+from vault.cli.options import Session, completer, node_cache_options, session_options
 from vault.cli.output import one_line
 from vault.errors import MountError, UsageError
 from vault.ids import parse_ref
@@ -22,6 +22,7 @@ from vault_fuse import device as fuse_device
 from vault_fuse.background import run_in_background
 from vault_fuse.bounded import call_bounded
 from vault_fuse.mounting import DEADLINE_S, ENGINES, MountOptions, check_mountpoint, choose_engine, run_mount
+from vault_fuse.supervisor import WORKERS_MAX
 from vault_fuse.users import users_of
 
 TYPE_CHECKING = False
@@ -39,13 +40,16 @@ _USERS_NAMED_MAX: Final = 5
         "vault mount --foreground ~/mnt",
         "ls /vault/imagenet@v2; cat /vault/.vault/health",
         "vault mount --bundle run.vault /mnt",
+        "vault mount /vault --cache /nvme/vault --cache-size 2TB",
     )
 )
 @click.argument("path", metavar="DIR", shell_complete=completer("complete_folder"))  # click.Path would stat() it
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground; Ctrl-C unmounts.")
 @click.option("--engine", type=click.Choice([*ENGINES]), default=None, help="How to mount.  [env: VAULTFS_ENGINE]")
 @click.option("--log", metavar="FILE", default="", help="Where a mount in the background writes what it has to say.")
-@click.option("--workers", metavar="N", type=click.IntRange(1, 8), default=None, help="Processes that answer requests.")
+@click.option(
+    "--workers", metavar="N", type=click.IntRange(1, WORKERS_MAX), default=None, help="Processes that answer requests."
+)
 @click.option(
     "--deadline",
     metavar="SECONDS",
@@ -72,6 +76,7 @@ _USERS_NAMED_MAX: Final = 5
     metavar="NAME@SELECTOR=vN",
     help="Let a name such as imagenet@latest lead to this version as long as the mount lives. Can be repeated.",
 )
+@node_cache_options
 @session_options
 def mount(
     session: Session,
@@ -85,15 +90,20 @@ def mount(
     capture: bool,
     bundle: str,
     pins: tuple[str, ...],
+    cache: str,
+    cache_size: str,
 ) -> None:
     """Show every version of every dataset below the empty folder DIR, and record who reads what.
 
     DIR/imagenet@v2/… is a version, DIR/imagenet@latest and labels are symlinks to one; new versions appear by
     themselves. Everything is read-only. Returns when the mount answers; it stays until 'vault umount DIR'.
     """
+    session.take_cache_options(cache, cache_size)
     store = ZipStore(bundle) if bundle else open_store(session.store)
     url = store.url  # absolute: the mount runs in another folder
-    repository = Repository.open(open_store(url), session.cache_dir)
+    repository = Repository.open(
+        store, session.cache_dir, node_cache=session.node_cache, node_cache_size=session.node_cache_size_bytes
+    )
     _refuse_hung(path)
     options = MountOptions(
         path=check_mountpoint(path),
@@ -104,9 +114,11 @@ def mount(
         capture=capture,
         pins=dict(_parse_pin(text, repository) for text in pins),
         record=not isinstance(store, ZipStore),  # a bundle cannot be written: a record would wait for ever
+        node_cache=session.node_cache,
+        cache_size_bytes=session.node_cache_size_bytes,
     )
     log = os.path.abspath(log or _default_log(repository.cache_dir, options.path))
-    cache_dir = session.cache_dir
+    cache_dir, config = session.cache_dir, repository.config
     record = {"path": options.path, "engine": options.engine, "store": url}
     text = one_line(f"{url} is mounted on {options.path}")
     if foreground:
@@ -115,10 +127,10 @@ def mount(
             session.out.summary({**record, "pid": os.getpid(), "log": None}, text)
             sys.stdout.flush()
 
-        run_mount(lambda: open_store(url), cache_dir, options, say)
+        run_mount(lambda: open_store(url), cache_dir, options, say, config)
         return
     pid = run_in_background(
-        lambda ready: run_mount(lambda: open_store(url), cache_dir, options, ready), path=options.path, log=log
+        lambda ready: run_mount(lambda: open_store(url), cache_dir, options, ready, config), path=options.path, log=log
     )
     session.out.summary({**record, "pid": pid, "log": log}, text)
     away = f"vault umount {shlex.quote(path)}"

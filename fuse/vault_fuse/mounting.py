@@ -170,7 +170,13 @@ def check_mountpoint(path: str) -> str:
     return path
 
 
-def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOptions, ready: Callable[[], None]) -> None:
+def run_mount(
+    open_store: Callable[[], Store],
+    cache_root: str,
+    options: MountOptions,
+    ready: Callable[[], None],
+    config: Config | None = None,
+) -> None:
     """Mount and serve until the mount is taken away.
 
     Args:
@@ -178,11 +184,14 @@ def run_mount(open_store: Callable[[], Store], cache_root: str, options: MountOp
         cache_root: the cache directory.
         options: what the user chose.
         ready: called once, when the mount answers.
+        config: what the store's `vault.json` says, if the caller has read it.
 
     Raises:
         MountError, StoreError, RepositoryError: it could not be mounted.
     """
-    repository = Repository.open(open_store(), cache_root)
+    store = open_store()
+    config = config or Repository.open(store, cache_root, node_cache=None).config
+    repository = Repository(store, cache_root, config, node_cache=None)
     path = check_mountpoint(options.path)
     state_dir, held = _make_state_dir(os.path.join(repository.cache_dir, "mounts"))
     spool = None

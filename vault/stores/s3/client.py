@@ -6,6 +6,7 @@ found by boto3's usual means: environment, ~/.aws, the machine's role. A client 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from functools import lru_cache
 from typing import Any, Final
 
@@ -30,6 +31,15 @@ class Access:
     region: str = ""
 
 
+@cache
+def _models() -> Any:
+    """Return what knows the operations of services: once read, for all clients of this process and of its forks.
+
+    Reading it is most of what it takes to make a client, which each worker of a mount does at its first miss.
+    """
+    return botocore.session.Session().get_component("data_loader")
+
+
 def make_client(access: Access, told: Callable[[str], None]) -> Any:
     """Return a new client: untyped, as boto3 is.
 
@@ -41,6 +51,7 @@ def make_client(access: Access, told: Callable[[str], None]) -> Any:
         BotoCoreError, ValueError: the settings make no sense.
     """
     found = botocore.session.Session()
+    found.register_component("data_loader", _models())
     found.register_component("data_loader", _descriptions())
     if access.access_key:
         found.set_credentials(access.access_key, access.secret_key)

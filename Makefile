@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 S3_PACKAGES := ceph-mon ceph-osd radosgw ceph-common
 TEST_PACKAGES := fuse3 libfuse2 strace git iproute2 faketime $(S3_PACKAGES)
 BENCH_PACKAGES := fuse3 libfuse2 git restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
+S3_BENCH_PACKAGES := fuse3 libfuse2 rclone s3fs ceph-mon ceph-osd radosgw ceph-common
 
-.PHONY: demo demo-s3 test check fast test-torch soak bench bench-quick clean help
+.PHONY: demo demo-s3 test check fast test-torch soak bench bench-s3 bench-quick clean help
 .DEFAULT_GOAL := help
 
 help: ## List the targets.
@@ -54,6 +55,10 @@ soak: $(VENV)/installed-dev ## Readers, faults and kill -9 at random for SECONDS
 bench: $(VENV)/installed-dev ## Vault beside its peers: writes docs/reference/performance.md (about an hour).
 	tools/require packages $(BENCH_PACKAGES)
 	$(BIN)/python -m bench --write docs/reference/performance.md
+
+bench-s3: $(VENV)/installed-dev ## The same over S3: writes docs/reference/performance-s3.md (a quarter of an hour).
+	tools/require packages $(S3_BENCH_PACKAGES)
+	$(BIN)/python -m bench --suite s3 --write docs/reference/performance-s3.md
 
 bench-quick: $(VENV)/installed-dev ## The same on small trees, to the terminal (minutes).
 	tools/require packages $(BENCH_PACKAGES)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from bench import facts, s3_page, s3_scenarios
+from bench import facts, s3_cluster, s3_page, s3_scenarios
 from bench.candidates import missing_tools
 from bench.kept import KeptResults
 from bench.results import Results
@@ -18,6 +18,7 @@ SCENARIOS: Final[Mapping[str, Callable[[S3Bench], None]]] = {
     "large": s3_scenarios.large,
     "small": s3_scenarios.small,
     "first": s3_scenarios.first,
+    "cluster": s3_cluster.cluster,
 }
 _BYTES_PER_SMALL_FILE: Final = 110_000
 _COPIES: Final = 5  # of the small files: the tree, a tar, a folder store, caches
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     """Run the benchmark; returns an exit status."""
     options = _parse(arguments)
     sizes = QUICK if options.quick else NORMAL
-    command = "python -m bench --suite s3" + " --quick" * options.quick
+    command = "python -m bench --suite s3 --quick" if options.quick else "make bench-s3"
     failures: dict[str, str] = {}
     try:
         missing = missing_tools("radosgw", "ceph-mon", "ceph-osd", "ceph")
@@ -44,7 +45,11 @@ def main(arguments: list[str]) -> int:
                 kept.keep(name, bench.results)
             versions = _versions(started)
         shown = kept.merged(SCENARIOS if options.write else options.scenario or SCENARIOS)
-        words = {"small_files": sizes.small_files, "peer_files": sizes.peer_files}
+        words = {
+            "small_files": sizes.small_files,
+            "peer_files": sizes.peer_files,
+            "latency_ms": round(s3_cluster.LATENCY_S * 1000),
+        }
         page = s3_page.render(shown, machine, versions, failures, words, command)
     except BenchError as error:
         print(f"bench: {error}", file=sys.stderr)

@@ -47,11 +47,12 @@ class S3Sizes:
     small_files: int
     peer_files: int  # that slow peers read
     entries: int
+    cluster_files: int
     repeat: int
 
 
-QUICK: Final = S3Sizes(256 << 20, 1_500, 150, 50_000, 1)
-NORMAL: Final = S3Sizes(2_000_000_000, 20_000, 1_000, 1_000_000, 3)
+QUICK: Final = S3Sizes(256 << 20, 1_500, 150, 50_000, 600, 1)
+NORMAL: Final = S3Sizes(2_000_000_000, 20_000, 1_000, 1_000_000, 3_000, 3)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ found by boto3's usual means: environment, ~/.aws, the machine's role. A client 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from functools import lru_cache
 from typing import Any, Final
 
@@ -31,15 +30,6 @@ class Access:
     region: str = ""
 
 
-@cache
-def _models() -> Any:
-    """Return what knows the operations of services: once read, for all clients of this process and of its forks.
-
-    Reading it is most of what it takes to make a client, which each worker of a mount does at its first miss.
-    """
-    return botocore.session.Session().get_component("data_loader")
-
-
 def make_client(access: Access, told: Callable[[str], None]) -> Any:
     """Return a new client: untyped, as boto3 is.
 
@@ -51,7 +41,6 @@ def make_client(access: Access, told: Callable[[str], None]) -> Any:
         BotoCoreError, ValueError: the settings make no sense.
     """
     found = botocore.session.Session()
-    found.register_component("data_loader", _models())
     found.register_component("data_loader", _descriptions())
     if access.access_key:
         found.set_credentials(access.access_key, access.secret_key)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 from vault.errors import SourceChanged, SourceUnreadable, UsageError
 from vault.ops.url_files import NEVER, Listed, Seen, asked_again
@@ -32,6 +33,7 @@ _TIMES: Final = ("LastModified", "Last-Modified", "last_modified", "mtime", "mod
 _WITHOUT_RANGES: Final = frozenset(
     {"zip", "tar", "libarchive", "git", "github", "ftp", "blockcache", "filecache", "simplecache"}
 )
+_WEB: Final = frozenset({"http", "https"})
 _SEPARATOR: Final = "\n"
 
 
@@ -61,6 +63,9 @@ class FsspecFiles:
             raise SourceUnreadable(_shown(url), str(error) or repr(error)) from error
         self.url = _shown(url)
         protocols = self._files.protocol if isinstance(self._files.protocol, tuple | list) else (self._files.protocol,)
+        # A web server answers for a folder with a page of links, which looks like a file.
+        self._is_web = bool(_WEB.intersection(protocols))
+        self._is_page = self._is_web and url.endswith("/")
         self._has_ranges = not _WITHOUT_RANGES.intersection(protocols)
         self.is_single = False
 
@@ -68,7 +73,7 @@ class FsspecFiles:
         """Yield the files, folder by folder. See UrlFiles."""
         self._files.invalidate_cache()
         root = self._ask(self.url, lambda: self._files.info(self._root))
-        if root.get("type") == "file":
+        if root.get("type") == "file" and not self._is_page:
             name = self._root.rstrip("/").rpartition("/")[2]
             self.is_single = True
             self.url = self.url.rpartition("/")[0]
@@ -109,10 +114,11 @@ class FsspecFiles:
             raise SourceChanged(f"{self.url}/{path}")
 
     def copy(self, path: str, seen: Seen, target: str) -> bool:
-        """Copy a member of an archive, say, in which any step back begins anew. See UrlFiles."""
-        if self._has_ranges:
+        """Copy a member of an archive, in which any step back begins anew, and what a web server gives as a whole only."""
+        name, where = self._name(path), f"{self.url}/{path}"
+        if self._has_ranges and not (self._is_web and not self._ask(where, lambda: self._files.info(name)).get("partial")):
             return False
-        self._ask(f"{self.url}/{path}", lambda: self._files.get_file(self._name(path), target))
+        self._ask(where, lambda: self._files.get_file(name, target))
         return True
 
     def _folder(self, name: str) -> Sequence[Any]:
@@ -133,13 +139,15 @@ class FsspecFiles:
         root = self._root.rstrip("/")
         if not root:
             return name.lstrip("/")
+        if self._is_page:
+            name = unquote(name, errors="surrogateescape")
         return name[len(root) + 1 :] if name.startswith(f"{root}/") else ""
 
     def _name(self, path: str) -> str:
         if self.is_single:
             return str(self._root)
         root = self._root.rstrip("/")
-        return f"{root}/{path}" if root else path
+        return f"{root}/{quote(path) if self._is_page else path}" if root else path
 
 
 def _listed(path: str, found: Mapping[str, Any]) -> Listed:

@@ -160,7 +160,7 @@ class Node:
 
     def _first_process(self) -> int:
         assert self._holder.poll() is None, f"a node cannot be made: unshare ended with {self._holder.returncode}"
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, IndexError):
             with open(f"/proc/{self._holder.pid}/task/{self._holder.pid}/children", encoding="ascii") as file:
                 child = int(file.read().split()[0])
             with open(f"/proc/{child}/comm", encoding="ascii") as file:

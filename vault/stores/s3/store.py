@@ -48,7 +48,7 @@ class S3Store:
         self._place = parse_place(url)
         self._requests = Requests(self._place, access or Access(), deadline_s)
         self._deadline_s = deadline_s
-        self._uploads = Uploads(self._requests)
+        self._uploads = Uploads(self._requests, self._head)
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -199,13 +199,18 @@ class S3Store:
 
         try:
             return self._requests.ask(Question("HeadObject", key), head)
-        except (StorePermission, StoreRefused):
-            # An answer to HEAD has no body, so that a wrong clock looks like a missing right: GET says which.
-            self._requests.ask(Question("GetObject", key), self._reading(key, 0, 1).go_on)
+        except StorePermission as error:
+            raise self._missing_or_denied(key, error) from error
+        except StoreRefused:
+            self._list_page(self._place.name(key), "", 1)  # an answer to HEAD has no body: this one says what is wrong
             raise
 
     def _missing_or_denied(self, key: str, error: StorePermission) -> StorePermission | KeyNotFound:
-        """Return what a refused GET means: who may not list is told of a missing key that it is forbidden."""
+        """Return what a refusal to read means: S3 hides from who may not list whether there is such a key.
+
+        So it does from who may list below a prefix alone, though a listing of that one key is then allowed. An answer to
+        HEAD has no body, so that wrong credentials look like a missing right: the listing tells that, by what it raises.
+        """
         name = self._place.name(key)
         try:
             page = self._list_page(name, "", 1)

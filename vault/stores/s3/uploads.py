@@ -53,8 +53,10 @@ def writer_of(writer: str) -> dict[str, str]:
 class Uploads:
     """The uploads of one store."""
 
-    def __init__(self, requests: Requests) -> None:
+    def __init__(self, requests: Requests, head: Callable[[str], Mapping[str, Any]]) -> None:
+        """Make the uploads of a store, whose `head` says what is known of a key, or raises KeyNotFound."""
         self._requests = requests
+        self._head = head
         self._place = requests.place
         self._left: tuple[int, dict[str, list[Upload]]] | None = None  # (process, what was cut off, by key)
 
@@ -193,10 +195,9 @@ class Uploads:
 
     def _metadata(self, key: str) -> Mapping[str, str] | None:
         try:
-            answer = self._requests.ask(Question("HeadObject", key), lambda client: client.head_object(**self._at(key)))
+            metadata: Mapping[str, str] = self._head(key).get("Metadata", {})
         except KeyNotFound:
             return None
-        metadata: Mapping[str, str] = answer.get("Metadata", {})
         return metadata
 
     def _keep(self, upload: Upload) -> None:

@@ -5,36 +5,48 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from typing import NoReturn
 
 from demo import images
+from demo.service import Service
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BIN = os.path.dirname(sys.executable)
+NODE_CACHE_SIZE = "1GB"
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--dir", default=".demo", help="where it works; deleted first (default: .demo)")
-    story = Story(os.path.abspath(parser.parse_args().dir))
+    parser.add_argument("--s3", action="store_true", help="with a bucket of a real S3 service, which it starts and ends")
+    options = parser.parse_args()
+    story = Story(os.path.abspath(options.dir), with_service=options.s3)
     started_s = time.monotonic()
     try:
         story.tell()
+    except KeyboardInterrupt:
+        raise SystemExit("\ndemo: interrupted; nothing of it is left running") from None
     finally:
         story.end()
-    print(f"\nAll of this took {time.monotonic() - started_s:.0f} s. It is kept in {story.place}: look around with")
+    print(f"\nAll of this took {time.monotonic() - started_s:.0f} s.", end="")
+    if options.s3:
+        print(" The service and the bucket are gone.")
+        return
+    print(f" It is kept in {story.place}: look around with")
     print(f"  export VAULTFS_STORE={story.place}/store VAULTFS_CACHE_DIR={story.place}/cache PATH={BIN}:$PATH")
 
 
 class Story:
     """The steps of the demo, in one folder."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, *, with_service: bool) -> None:
         self.place = place
+        self.service = Service(f"{place}/gateway") if with_service else None
         self.mountpoint = f"{place}/vault"
         self.environment = {
             **os.environ,
@@ -43,12 +55,18 @@ class Story:
             "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONPATH": os.path.dirname(HERE),
         }
+        if self.service is not None:
+            self.environment["VAULTFS_STORE"] = f"s3://{Service.BUCKET}/team-vault"
 
     def tell(self) -> None:
         """Go from a folder of images to the record of two training runs."""
         self.end()
         shutil.rmtree(self.place, ignore_errors=True)
         os.makedirs(self.mountpoint)
+        if self.service is not None:
+            say("Start a real S3 service on this machine: Ceph, with its data in memory.")
+            self.environment |= self.service.start()
+            print(f"It answers at {self.service.url}, and has a bucket: {Service.BUCKET}.")
         say("Handwritten digits (scikit-learn's copy of the UCI set) as image files in class folders.")
         written, wrong = images.write_digits(f"{self.place}/digits")
         print(f"{written:,} images in {self.place}/digits; {wrong} of the training images lie in a wrong class folder,")
@@ -62,9 +80,13 @@ class Story:
         self.run("vault", "log", "digits")
         self.run("vault", "diff", "--stat", "digits@v1", "digits@v2")
 
-        say("Train through the mount, once per version. The program opens files; it has never heard of Vault.")
-        self.run("vault", "mount", "vault")
-        accuracies = [self.train(version) for version in ("digits@v1", "digits@v2")]
+        self.show_requests("All of that took the service")
+        if self.service is None:
+            say("Train through the mount, once per version. The program opens files; it has never heard of Vault.")
+            self.run("vault", "mount", "vault")
+            accuracies = [self.train(version) for version in ("digits@v1", "digits@v2")]
+        else:
+            accuracies = self.train_on_a_node()
 
         say("Who read what? Nobody declared anything.")
         self.run("vault", "runs", "--dataset", "digits", "--class", "training")
@@ -74,6 +96,27 @@ class Story:
         say("The two accuracies on the same test images")
         for version, accuracy in zip(("digits@v1", "digits@v2"), accuracies, strict=True):
             print(f"  {version}  {accuracy}")
+
+    def train_on_a_node(self) -> list[str]:
+        """Train on a machine that has nothing yet, as far as Vault can tell: its cache is another, empty folder."""
+        say("Another machine: it knows the bucket, and its cache is empty. The program has never heard of Vault, or of S3.")
+        self.environment["VAULTFS_CACHE_DIR"] = f"{self.place}/node"
+        self.run("vault", "mount", "--cache-size", NODE_CACHE_SIZE, "vault")
+        accuracies = [self.train("digits@v1")]
+        self.show_requests("Mounting, and reading each of the images for the first time, took the service")
+        say("Once more: now they are on this machine.")
+        self.train("digits@v1")
+        self.show_requests("The second training took the service")
+        say("The cleaned version: most of its images are the same.")
+        accuracies.append(self.train("digits@v2"))
+        self.show_requests("The third one took the service")
+        self.run("vault", "cache", "status")
+        return accuracies
+
+    def show_requests(self, what: str) -> None:
+        """Say what the service was asked since the last time."""
+        if self.service is not None:
+            print(f"{what} {self.service.asked()}.", flush=True)
 
     def train(self, version: str) -> str:
         """Run the training program on one version, in a session of its own as at another terminal; return its result."""
@@ -89,14 +132,21 @@ class Story:
         """Print a command and its output; return the output. Ends the demo if it fails."""
         shown = [os.path.relpath(word, os.path.dirname(HERE)) if word.startswith(HERE) else word for word in command]
         print(f"$ {shlex.join(shown)}", flush=True)
-        done = subprocess.run(
+        process = subprocess.Popen(
             command, cwd=self.place, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            check=False, start_new_session=own_session,
+            start_new_session=own_session,
         )  # fmt: skip
-        print(done.stdout, end="", flush=True)
-        if done.returncode:
-            give_up(f"the command above failed with exit status {done.returncode}")
-        return done.stdout
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            if own_session:  # Ctrl-C does not reach it, and it has children
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        print(output, end="", flush=True)
+        if process.returncode:
+            give_up(f"the command above failed with exit status {process.returncode}")
+        return output
 
     def capture(self, *command: str) -> str:
         """Return the output of a command without showing it."""
@@ -105,11 +155,13 @@ class Story:
         ).stdout
 
     def end(self) -> None:
-        """Take the mount away, whatever happened before."""
+        """Take mount and service away, whatever happened before."""
         if os.path.ismount(self.mountpoint):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 command = ("vault", "umount", "--lazy", self.mountpoint)
                 subprocess.run(command, env=self.environment, timeout=60, check=False, stdout=subprocess.DEVNULL)
+        if self.service is not None:
+            self.service.end()
 
 
 def say(text: str) -> None:

@@ -1,10 +1,13 @@
 """`vault commit`."""
 
+import os
+from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import click
 
-from vault.cli.commands import examples
+from vault.cli.commands import COMMIT_OF_A_VIEW, examples, load_place
 from vault.cli.options import Session, complete_dataset, session_options
 from vault.cli.output import count_text, digest_text, size_text
 from vault.errors import VaultError
@@ -17,11 +20,12 @@ from vault.errors import VaultError
         "vault commit model.safetensors resnet50 --json",
         "vault commit s3://raw-bucket/imagenet imagenet",
         "vault commit /nfs/imagenet imagenet --cluster tcp://scheduler:8786",
+        "vault commit ~/clean -m 'non-JPEGs removed'",
         "REF=$(vault commit -q ./imagenet imagenet)",
     )
 )
 @click.argument("source", type=click.Path(path_type=bytes))
-@click.argument("dataset", shell_complete=complete_dataset)
+@click.argument("dataset", required=False, default="", shell_complete=complete_dataset)
 @click.option("-m", "--message", default="", help="Why: shown by 'vault log'.")
 @click.option("--author", default="", help="Who; your login name if left out.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave out, as in a .gitignore file. Can be repeated.")
@@ -34,6 +38,7 @@ from vault.errors import VaultError
     default="",
     help="How much may be on its way to a store behind a network, as 256MB.  [default: 512MiB]",
 )
+@click.option("--rebase", is_flag=True, help="Of an edit view: on top of what others have committed meanwhile.")
 @session_options
 def commit(
     session: Session,
@@ -46,13 +51,19 @@ def commit(
     allow_unchanged: bool,
     cluster: str,
     upload_memory: str,
+    rebase: bool,
 ) -> None:
     """Freeze SOURCE as the next version of DATASET: a folder, a file, or a URL such as s3://bucket/folder.
+
+    Without DATASET, SOURCE is a folder of 'vault edit': what was changed there becomes the next version of its dataset.
 
     Only what is new is stored; files whose size, times and inode are those of the last commit are not even read.
     Patterns in .vaultignore files are heeded. It can be interrupted at any time: what was stored is not stored again.
     With --quiet the new version's name is all that is printed.
     """
+    if not dataset:
+        _commit_view(session, source, message=message, author=author, rebase=rebase)
+        return
     vault, out = session.open(), session.out
     with out.progress(partial(_count, source, exclude)) as progress:
         try:
@@ -99,10 +110,18 @@ def commit(
         out.lines([made.ref])
 
 
+def _commit_view(session: Session, source: bytes, **options: object) -> None:
+    """Commit what was changed in a folder of `vault edit`."""
+    from vault.ops.edit_view import find_view
+
+    if find_view(os.fsdecode(source)) is None:
+        raise click.UsageError(f"{os.fsdecode(source)} is no edit view: name the dataset that it goes into")
+    commit_view = cast("Callable[..., None]", load_place(COMMIT_OF_A_VIEW))
+    commit_view(session, source, **options)
+
+
 def _count(source: bytes, exclude: tuple[str, ...]) -> tuple[int, int]:
     """Return how many files and bytes there are to commit, as far as a second walk beside the first can tell."""
-    import os
-
     from vault.ops.source import SourceFile, Walk
     from vault.ops.sources import is_url
 

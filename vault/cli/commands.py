@@ -31,6 +31,8 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "show": Place("vault.cli.cmd_show:show", "Show what is known of a version, a folder or a file."),
         "cat": Place("vault.cli.cmd_cat:cat", "Print files of a version."),
         "diff": Place("vault.cli.cmd_diff:diff", "Show what changed between two versions."),
+        "edit": Place("vault_fuse.overlay_command:edit", "Change a version with any tool, in a folder, with no copy."),
+        "status": Place("vault.cli.cmd_status:status", "Show what was changed in such a folder."),
         "label": Place("vault.cli.cmd_label:label", "Put a label on a version, or take it away."),
     },
     "Reading": {
@@ -67,6 +69,16 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
     },
 }
 COMMANDS: Final[Mapping[str, Place]] = {name: place for places in SECTIONS.values() for name, place in places.items()}
+
+
+COMMIT_OF_A_VIEW: Final = "vault_fuse.overlay_command:commit_view"  # what `vault commit` does for a folder of `vault edit`
+
+
+def load_place(target: str) -> object:
+    """Return what a text names."""
+    module, _, attribute = target.partition(":")
+    found: object = getattr(importlib.import_module(module), attribute)
+    return found
 
 
 class CommandTable(click.Group):

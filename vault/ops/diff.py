@@ -20,6 +20,7 @@ class ChangeKind(StrEnum):
     ADDED = "added"
     REMOVED = "removed"
     CHANGED = "changed"  # content, executable bit, or kind
+    RENAMED = "renamed"  # only where renames were looked for: a file that is gone came back under another path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Change:
     path: bytes
     old: Entry | None
     new: Entry | None
+    old_path: bytes = b""  # of what was renamed
 
 
 def diff_entries(trees: TreeReader, old: Entry, new: Entry) -> Iterator[Change]:
@@ -201,15 +203,18 @@ class DiffTotals:
     changed: int
     added_bytes: int
     removed_bytes: int
+    renamed: int = 0
 
 
 def sum_changes(changes: Sequence[Change]) -> DiffTotals:
-    """Return the totals of some changes."""
+    """Return the totals of some changes. A file that was renamed came and went with no byte."""
     kinds = [change.kind for change in changes]
+    changes = [change for change in changes if change.kind != ChangeKind.RENAMED]
     return DiffTotals(
         kinds.count(ChangeKind.ADDED),
         kinds.count(ChangeKind.REMOVED),
         kinds.count(ChangeKind.CHANGED),
         sum(change.new.size for change in changes if change.new and change.new.is_file),
         sum(change.old.size for change in changes if change.old and change.old.is_file),
+        kinds.count(ChangeKind.RENAMED),
     )

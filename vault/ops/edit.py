@@ -72,7 +72,7 @@ class Edit:
 
     def changes(self) -> list[Change]:
         """Return what a commit would change."""
-        return survey(self._repository, self._contents(), self._base.snapshot, self._patch)[0]
+        return survey(self._repository, self._base.snapshot, self._patch)[0]
 
     # Changing.
 
@@ -340,7 +340,7 @@ class Edit:
 
     def _matching(self, rules: Sequence[RuleSet]) -> Iterator[tuple[bytes, Entry]]:
         """Yield what matches as it is now; what lies in a folder that matches is not looked at."""
-        _, changed, trees = survey(self._repository, self._contents(), self._base.snapshot, self._patch)
+        _, changed, trees = survey(self._repository, self._base.snapshot, self._patch)
         stack: list[tuple[bytes, Iterator[Entry]]] = [(b"", trees.entries(changed.digest))]
         while stack:
             prefix, entries = stack[-1]

@@ -128,9 +128,7 @@ def commit_patch(
         objects.close()
 
 
-def survey(
-    repository: Repository, contents: Contents, snapshot: Digest, patch: Patch
-) -> tuple[list[Change], Changed, TreeReader]:
+def survey(repository: Repository, snapshot: Digest, patch: Patch) -> tuple[list[Change], Changed, TreeReader]:
     """Return what a patch changes, and the tree that it makes, whose pages are in memory alone."""
     pages = PagesAbove(repository.object_reader())
     trees = TreeReader(pages)

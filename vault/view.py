@@ -227,6 +227,10 @@ class SnapshotView:
         """Say whether a file is stored as itself."""
         return self._map.is_whole(number)
 
+    def is_directory(self, number: int) -> bool:
+        """Say whether an entry is a directory, as far as the map knows."""
+        return self._map.location(number).how == How.DIRECTORY
+
     def whole_path(self, number: int) -> str | None:
         """Return a local file whose content is this file's and known to be good, or None.
 

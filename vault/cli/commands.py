@@ -38,7 +38,14 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
     "Reading": {
         "mount": Place("vault_fuse.command:mount", "Show all versions as folders; who reads them is recorded."),
         "umount": Place("vault_fuse.command:umount", "Take a mount away."),
+        "prefetch": Place("vault.cli.cmd_prefetch:prefetch", "Fetch files ahead of who will read them, in a known order."),
         "checkout": Place("vault.cli.cmd_checkout:checkout", "Copy a version into a folder of ordinary files."),
+        "warm": Place("vault.cli.cmd_warm:warm", "Fetch a version of a remote store before it is read."),
+        "cache status": Place("vault.cli.cmd_cache:status", "Show what this machine keeps of a remote store."),
+        "cache pin": Place("vault.cli.cmd_cache:pin", "Keep a version on this machine."),
+        "cache unpin": Place("vault.cli.cmd_cache:unpin", "Let a version go from this machine again."),
+        "cache prune": Place("vault.cli.cmd_cache:prune", "Give room on this machine back."),
+        "cache check": Place("vault.cli.cmd_cache:check", "Check what this machine keeps."),
     },
     "Who read what": {
         "run": Place("vault.cli.cmd_run:run", "Run a command on record, with what it is given and makes."),

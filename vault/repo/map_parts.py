@@ -40,8 +40,8 @@ def open_map_in_parts(store: Source, snapshot: Digest) -> SnapshotMap | None:
     parts = _hold(store, map_key(snapshot))
     for is_last in (False, True):
         try:
-            tables_end = locations_at(parts.fetch(0, HEADER_SIZE))
-            parts.fetch(0, min(tables_end, parts.size))
+            tables_end = locations_at(parts.fetch(0, HEADER_SIZE, ahead=FIRST_SIZE - HEADER_SIZE))
+            parts.fetch(0, min(tables_end, parts.size), ahead=0)
             return SnapshotMap(parts.view, snapshot, fetch=parts.fetch)
         except FormatError as error:
             if is_last or not parts.forget():
@@ -76,16 +76,16 @@ class _Parts:
         finally:
             os.close(held)
         self._is_seen = bytearray(-(-self.size // UNIT))
-        self._ahead = FIRST_SIZE - HEADER_SIZE
+        self._ahead = 0
         self._direct: dict[int, memoryview] = {}
 
-    def fetch(self, offset: int, length: int) -> memoryview:
-        """Return bytes of the map."""
+    def fetch(self, offset: int, length: int, *, ahead: int | None = None) -> memoryview:
+        """Return bytes of the map. Bytes ahead of them come along: as many as are said, or more and more."""
         first, last = offset // UNIT, (offset + length - 1) // UNIT
         if first == last and self._is_seen[first]:
             return self.view[offset : offset + length]
         try:
-            self._bring(offset, length)
+            self._bring(offset, length, ahead)
         except CacheUnusable as error:
             logger.debug("%s is read without a cache: %s", self._file.key, error)
             return self._read(offset, length)
@@ -96,11 +96,12 @@ class _Parts:
         self._is_seen = bytearray(len(self._is_seen))
         return self._file.forget(0, self.size)
 
-    def _bring(self, offset: int, length: int) -> None:
+    def _bring(self, offset: int, length: int, ahead: int | None) -> None:
         for is_last in (False, True):
             if not self._file.is_here(offset, length):
-                self._file.ensure(offset, length, ahead=self._ahead)
-                self._ahead = min(max(2 * self._ahead, UNIT), AHEAD_MAX)  # who asks for many gets more at a time
+                self._file.ensure(offset, length, ahead=self._ahead if ahead is None else ahead)
+                if ahead is None:
+                    self._ahead = min(max(2 * self._ahead, UNIT), AHEAD_MAX)  # who asks for many gets more at a time
             if is_last or self._file.is_intact(offset, length):
                 break
             self._file.forget(offset, length)

@@ -19,7 +19,6 @@ from typing import Final
 from vault.clock import monotonic_s
 from vault.errors import CacheUnusable, Damaged, StoreError, StoreUnavailable
 from vault.stores.base import Store
-from vault.stores.linux_calls import allocate, punch_hole
 from vault.stores.node_cache.folder import CacheFolder
 from vault.stores.node_cache.layout import (
     FAILED_AT,
@@ -248,6 +247,8 @@ class LocalCopy:
                     data = self._get(start, length)
                     self._write(data, start)
                 except BaseException:
+                    from vault.stores.linux_calls import punch_hole
+
                     if punch_hole(self.descriptor, start, on_disk(length)):  # so that nothing is left of it
                         with turn.alone():
                             turn.give_up()
@@ -276,6 +277,8 @@ class LocalCopy:
 
     def _reserve(self, turn: Turn, first: int, needed: int, wanted: int) -> int:
         """Reserve room in the ledger, and take it on the disk. Returns which of the two sizes."""
+        from vault.stores.linux_calls import allocate
+
         size = self._folder.reserve(turn, needed, wanted)
         try:
             allocate(self.descriptor, first * self._block_size, size - _OVERHEAD)

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from vault.stores.linux_calls import punch_hole
 from vault.stores.node_cache.layout import (
     FILES,
     HEADER_SIZE,
@@ -181,6 +180,8 @@ def _evict_from(state: int, data: int, extent: _Extent) -> int:
 
 def _give_back(state: int, data: int, columns: Columns, first: int, end: int) -> None:
     """Give the room of blocks that are locked and absent back to the disk."""
+    from vault.stores.linux_calls import punch_hole
+
     shape = columns.shape
     start = first * shape.block_size
     if punch_hole(data, start, on_disk(min(end * shape.block_size, shape.size) - start)):

@@ -110,7 +110,7 @@ class CacheFolder:
         target = turn.limit - size - reserved - turn.limit // _SPARE
         evicted = make_room(self.root, max(target, 0))
         self._note(turn, evicted)
-        if not evicted.freed:
+        if not evicted.freed and evicted.used > target:  # else the books said more than there is, and no longer do
             turn.cells[NO_ROOM_UNTIL] = int((monotonic_s() + _LOOK_AGAIN_S) * 1e9)
 
     @staticmethod

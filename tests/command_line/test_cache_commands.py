@@ -1,0 +1,132 @@
+"""`vault warm` and `vault cache` as they are typed, on a store in a bucket."""
+
+import json
+import os
+import random
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vault.testing.gateway import Gateway
+from vault.testing.mounts import Site
+
+WAIT_S = 60.0
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def url(gateway: Gateway, shared_bucket: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store in a bucket with one version; tests have a cache of their own."""
+    folder = tmp_path_factory.mktemp("source")
+    chance = random.Random(3)
+    for name, files in (("train", 8), ("val", 2)):
+        (folder / "data" / name).mkdir(parents=True)
+        for number in range(files):
+            (folder / "data" / name / f"{number}.bin").write_bytes(chance.randbytes(200_000))
+    (folder / "data" / "weights.bin").write_bytes(chance.randbytes(6 * MIB))
+    url = f"s3://{shared_bucket}/{secrets.token_hex(6)}/store"
+    writer = Site(url, str(folder / "cache"), variables=gateway.variables())
+    writer.vault("init")
+    writer.vault("commit", str(folder / "data"), "digits", "-m", "all")
+    return url
+
+
+@pytest.fixture
+def site(gateway: Gateway, url: str, tmp_path: Path) -> Iterator[Site]:
+    yield Site(url, str(tmp_path / "cache"), variables=gateway.variables())
+
+
+def last(site: Site, *arguments: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(site.vault(*arguments, "--json").stdout.splitlines()[-1])
+    return record
+
+
+def test_what_is_warm_is_not_fetched_again_and_can_be_read(site: Site, tmp_path: Path) -> None:
+    first = last(site, "warm", "digits@v1", "--wait")
+    assert first["files"] == 11
+    assert first["fetched_bytes"] > 8_000_000
+    again = last(site, "warm", "digits@v1", "--wait")
+    assert again["fetched_bytes"] == 0
+    assert again["here_bytes"] >= first["fetched_bytes"]
+    before = last(site, "cache", "status")
+    site.vault("checkout", "digits@v1", str(tmp_path / "out"))
+    assert (tmp_path / "out/val/1.bin").stat().st_size == 200_000
+    assert last(site, "cache", "status")["requests"] == before["requests"]
+
+
+def test_a_part_is_named_by_a_pattern_or_a_path(site: Site) -> None:
+    some = last(site, "warm", "digits@v1", "--only", "val/**", "--wait")
+    assert some["files"] == 2
+    assert some["fetched_bytes"] < 2_000_000
+    assert last(site, "warm", "digits@v1/val", "--wait")["fetched_bytes"] == 0
+    assert last(site, "warm", "digits@v1/weights.bin", "--wait")["fetched_bytes"] >= 6 * MIB
+    assert "matches" in site.vault("warm", "digits@v1", "--only", "nothing*", "--wait", status=2).stderr
+
+
+def test_without_wait_it_goes_on_in_the_background(site: Site) -> None:
+    begun = last(site, "warm", "digits@v1")
+    until_s = time.monotonic() + WAIT_S
+    while not Path(begun["log"]).read_text().startswith("digits@v1 is here"):
+        assert time.monotonic() < until_s, Path(begun["log"]).read_text()
+        time.sleep(0.1)
+    assert last(site, "warm", "digits@v1", "--wait")["fetched_bytes"] == 0
+
+
+def test_status_says_where_and_how_much(site: Site, tmp_path: Path) -> None:
+    last(site, "warm", "digits@v1", "--wait", "--cache", str(tmp_path / "nvme"), "--cache-size", "1GB")
+    text = site.vault("cache", "status", "--cache", str(tmp_path / "nvme")).stdout
+    assert text.startswith(f"{tmp_path}/nvme/")
+    assert " of 1.0 GB" in text
+    assert "whole: 2 files" in text
+    assert last(site, "cache", "status")["used_bytes"] < 100_000  # another cache
+
+
+def test_a_version_that_does_not_fit_is_refused_before_anything_is_fetched(site: Site) -> None:
+    refused = site.vault("warm", "digits@v1", "--wait", "--cache-size", "5MB", status=2)
+    assert "--cache-size" in refused.stderr
+    assert "--only" in refused.stderr
+
+
+def test_a_pinned_version_stays_until_it_is_unpinned(site: Site) -> None:
+    last(site, "warm", "digits@v1", "--wait")
+    assert last(site, "cache", "pin", "digits@v1")["stored_files"] >= 3
+    assert "pinned: digits@v1" in site.vault("cache", "status").stdout
+    last(site, "cache", "prune", "--to", "0B")
+    assert last(site, "warm", "digits@v1", "--wait")["fetched_bytes"] == 0
+    assert last(site, "cache", "unpin", "digits@v1")["was_pinned"] is True
+    assert last(site, "cache", "unpin", "digits@v1")["was_pinned"] is False
+    assert last(site, "cache", "prune", "--to", "0B")["freed_bytes"] > 8_000_000
+    assert last(site, "warm", "digits@v1", "--wait")["fetched_bytes"] > 8_000_000
+    last(site, "cache", "pin", "digits@v1")
+    assert last(site, "cache", "prune", "--all")["used_bytes"] < 100_000
+    assert "pinned: " not in site.vault("cache", "status").stdout
+
+
+def test_prune_wants_to_know_how_much(site: Site) -> None:
+    site.vault("cache", "prune", status=2)
+    site.vault("cache", "prune", "--all", "--to", "1GB", status=2)
+
+
+def test_a_check_finds_what_is_damaged_and_forgets_it(site: Site, tmp_path: Path) -> None:
+    last(site, "warm", "digits@v1", "--wait")
+    assert last(site, "cache", "check")["damaged"] == 0
+    for path in (tmp_path / "cache").rglob("*.pack"):
+        with open(path, "r+b") as file:
+            file.seek(300_000)
+            file.write(b"damaged")
+    assert last(site, "cache", "check")["damaged"] == 1
+    assert last(site, "cache", "check")["damaged"] == 0
+    assert 0 < last(site, "warm", "digits@v1", "--wait")["fetched_bytes"] <= 256 << 10
+
+
+def test_a_store_of_this_machine_has_no_cache(tmp_path: Path) -> None:
+    near = Site.make(str(tmp_path))
+    (tmp_path / "file").write_bytes(b"x")
+    near.vault("commit", str(tmp_path / "file"), "d", "-m", "x")
+    assert "where it lies" in near.vault("cache", "status", status=2).stderr
+    assert "where it lies" in near.vault("warm", "d@v1", "--wait", status=2).stderr
+    assert not [name for name in os.listdir(tmp_path) if "blocks" in name]

@@ -13,7 +13,7 @@ from typing import Final
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vault import errors
-    from vault.api import Found, Vault
+    from vault.api import Found, Vault, edit
     from vault.api import init_vault as init
     from vault.api import open_vault as open
     from vault.errors import VaultError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vault.ops.checkout import CheckoutResult
     from vault.ops.commit import CommitResult
     from vault.ops.diff import Change, ChangeKind
+    from vault.ops.edit import Edit
+    from vault.ops.edit_commit import EditCommit
     from vault.ops.verify import Problem, Verification
     from vault.progress import Progress
     from vault.repo.datasets import Dataset, Version
@@ -37,6 +39,8 @@ _PLACES: Final = {
     "CheckoutResult": "vault.ops.checkout:CheckoutResult",
     "CommitResult": "vault.ops.commit:CommitResult",
     "Dataset": "vault.repo.datasets:Dataset",
+    "Edit": "vault.ops.edit:Edit",
+    "EditCommit": "vault.ops.edit_commit:EditCommit",
     "Entry": "vault.format.tree:Entry",
     "Found": "vault.api:Found",
     "Input": "vault.repo.run_model:Input",
@@ -53,6 +57,7 @@ _PLACES: Final = {
     "Version": "vault.repo.datasets:Version",
     "commit_output": "vault.live_run:commit_output",
     "current_run": "vault.live_run:current_run",
+    "edit": "vault.api:edit",
     "errors": "vault.errors:",
     "init": "vault.api:init_vault",
     "log_metric": "vault.live_run:log_metric",
@@ -68,6 +73,8 @@ __all__ = [
     "CheckoutResult",
     "CommitResult",
     "Dataset",
+    "Edit",
+    "EditCommit",
     "Entry",
     "Found",
     "Input",
@@ -84,6 +91,7 @@ __all__ = [
     "Version",
     "commit_output",
     "current_run",
+    "edit",
     "errors",
     "init",
     "log_metric",

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from vault.ops.commit import CommitResult
     from vault.ops.compare import Comparison
     from vault.ops.diff import Change
+    from vault.ops.diff_sides import TreeDiff
+    from vault.ops.edit import Edit
     from vault.ops.exclusion import Exclusion
     from vault.ops.influence import Reached
     from vault.ops.lineage import Lineage
@@ -140,6 +142,26 @@ class Vault:
             progress=progress,
         )
 
+    def edit(self, ref: str, *, author: str = "", run: str | None = None, progress: Progress = SILENT) -> "Edit":
+        """Begin to change a version without a mount and without a copy: a context manager, see `vault.ops.edit`.
+
+        Args:
+            ref: the version; without a path.
+            author: who commits; the user that runs this if empty.
+            run: as of `commit`.
+            progress: told how many files were looked at.
+        """
+        from vault.ops.edit import Edit
+        from vault.ops.edit_commit import Base
+
+        parsed = parse_ref(ref)
+        if parsed.path:
+            raise UsageError(f"{ref}: an edit is of a whole version: leave the path out")
+        version = self._version(parsed)
+        base = Base(parsed.name, version.number, version.snapshot, self.dataset(parsed.name).newest)
+        own = self._own_run() if run is None else check_run_id(run) if run else None
+        return Edit(self.repository, base, author=author or user_name(), run=own, progress=progress)
+
     def datasets(self) -> list[str]:
         """Return the names of all datasets, sorted."""
         return self.repository.datasets.names()
@@ -205,12 +227,25 @@ class Vault:
             raise UsageError(f"{ref} is a symlink to {entry.target.decode(errors='backslashreplace')}: name that instead")
         return map(bytes, read_content(self.repository.object_reader(), entry))
 
-    def diff(self, old: str, new: str) -> "Iterator[Change]":
-        """Yield what turns one version, or one folder of it, into another. Paths are below the refs."""
-        from vault.ops.diff import diff_entries
+    def diff(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, renames: bool = False
+    ) -> "Iterator[Change]":
+        """Yield what turns one version, or one folder of it, into another. Paths are below what is compared.
 
-        before, after = self.find(old), self.find(new)
-        return diff_entries(self._trees, before.entry, after.entry)
+        Args:
+            old: a ref, or a folder of this machine: a path object, or a text that begins with `/`, `.` or `~`.
+            new: likewise.
+            renames: tell files that only have another path as renamed; then all changes are in memory at once.
+        """
+        return self.open_diff(old, new).changes(renames=renames)
+
+    def open_diff(
+        self, old: str | os.PathLike[str], new: str | os.PathLike[str], *, progress: Progress = SILENT
+    ) -> "TreeDiff":
+        """Return the two sides of a `diff`, which can tell what changed in text files, too. Arguments as there."""
+        from vault.ops.diff_sides import TreeDiff
+
+        return TreeDiff(self.repository, lambda ref: self.find(ref).entry, old, new, progress=progress)
 
     def checkout(self, ref: str, target: StrPath, *, progress: Progress = SILENT) -> "CheckoutResult":
         """Copy a version, a folder or a file of it to a new or empty place, every byte verified.
@@ -531,6 +566,11 @@ def open_vault(
 def init_vault(store: str | None = None, *, cache_dir: str | None = None) -> Vault:
     """Make an empty store and open it. Arguments as of `open`. Raises AlreadyARepository."""
     return Vault(Repository.init(open_store(_chosen_store(store)), _chosen_cache(cache_dir)))
+
+
+def edit(ref: str, *, store: str | None = None, cache_dir: str | None = None) -> "Edit":
+    """Begin to change a version of a store; see `Vault.edit`. Arguments as of `open`."""
+    return open_vault(store, cache_dir=cache_dir).edit(ref)
 
 
 def user_name() -> str:

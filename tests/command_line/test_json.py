@@ -44,7 +44,45 @@ def test_commit(reference, site, tmp_path):
     assert (made["excluded"], made["skipped_special"], made["unchanged"]) == (1, 1, False)
     [again] = answer(reference, site, "commit", str(source), "d", "--exclude", "*.tmp", "--skip-special")
     assert (again["ref"], again["snapshot"], again["unchanged"]) == ("d@v1", made["snapshot"], True)
-    assert not reference.never_seen("commit")
+    of_views = {"path", "parent", "rebased", "added", "removed", "changed", "renamed"}
+    assert {field for _, field in reference.never_seen("commit")} <= of_views
+
+
+@pytest.mark.fuse
+@pytest.mark.skipif(
+    os.geteuid() != 0 or bool(why_not_mountable("direct")), reason=why_not_mountable("direct") or "only root shows views"
+)
+def test_edit_status_and_commit_of_a_view(reference, site, tmp_path):
+    site = site.with_variables(XDG_STATE_HOME=str(tmp_path / "state"))
+    (tmp_path / "source").mkdir()
+    for name in ("changed", "gone", "moved"):
+        (tmp_path / "source" / name).write_text(f"{name} and so on")
+    site.vault("commit", str(tmp_path / "source"), "d")
+    view = tmp_path / "view"
+    try:
+        [shown] = answer(reference, site, "edit", "d@v1", str(view))
+        assert (shown["ref"], shown["path"], shown["mounted"]) == ("d@v1", str(view), True)
+        assert answer(reference, site, "edit", str(view))[0]["mounted"] is False
+        (view / "changed").write_text("x")
+        (view / "gone").unlink()
+        (view / "moved").rename(view / "elsewhere")
+        (view / "new").write_text("new")
+        records = answer(reference, site, "status", str(view))
+        assert {record["path"]: record["kind"] for record in records[:-1]} == {
+            "changed": "changed", "gone": "removed", "elsewhere": "renamed", "new": "added",
+        }  # fmt: skip
+        [folder, summary] = answer(reference, site, "status", "--stat", str(view))
+        assert {name: folder[name] for name in ("path", "added", "renamed")} == {"path": "", "added": 1, "renamed": 1}
+        assert summary == records[-1]
+        assert not reference.never_seen("status")
+        [listed, summary] = answer(reference, site, "edit", "--list")
+        assert (listed["ref"], listed["path"], listed["mounted"], summary["views"]) == ("d@v1", str(view), True, 1)
+        [made] = answer(reference, site, "commit", str(view))
+        assert (made["ref"], made["parent"], made["renamed"], made["rebased"]) == ("d@v2", "d@v1", 1, False)
+        assert not reference.never_seen("commit")
+    finally:
+        answer(reference, site, "edit", "--discard", str(view), "--yes")
+    assert not reference.never_seen("edit")
 
 
 def test_run(reference, site, tmp_path):
@@ -91,6 +129,14 @@ def test_diff(reference, library):
     folders = answer(reference, library, "diff", "--stat", "imagenet@v1", "imagenet@v2")
     assert {record["path"]: record["removed"] for record in folders[:-1]} == {"": 0, "old": 1}
     assert folders[-1] == records[-1]
+    patched = answer(reference, library, "diff", "--patch", "imagenet@v1", "imagenet@v2")[:-1]
+    assert "+c,d" in [line for record in patched for line in record["lines"]]
+    [renamed] = [
+        record
+        for record in answer(reference, library, "diff", "imagenet@v1/train", "imagenet@v1/train/n01")[:-1]
+        if record.get("old_path") == "n01/3.JPEG"
+    ]
+    assert (renamed["kind"], renamed["path"]) == ("renamed", "3.JPEG")
     assert not reference.never_seen("diff")
 
 

@@ -1,6 +1,6 @@
 """What changed between two snapshots. Equal directories and equal pages are skipped, so the work is that of the change."""
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from enum import StrEnum
 from operator import lt
@@ -206,15 +206,43 @@ class DiffTotals:
     renamed: int = 0
 
 
-def sum_changes(changes: Sequence[Change]) -> DiffTotals:
-    """Return the totals of some changes. A file that was renamed came and went with no byte."""
-    kinds = [change.kind for change in changes]
-    changes = [change for change in changes if change.kind != ChangeKind.RENAMED]
-    return DiffTotals(
-        kinds.count(ChangeKind.ADDED),
-        kinds.count(ChangeKind.REMOVED),
-        kinds.count(ChangeKind.CHANGED),
-        sum(change.new.size for change in changes if change.new and change.new.is_file),
-        sum(change.old.size for change in changes if change.old and change.old.is_file),
-        kinds.count(ChangeKind.RENAMED),
-    )
+class Tally:
+    """Adds changes up as they go by."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys(ChangeKind, 0)
+        self._added_bytes = self._removed_bytes = 0
+
+    def add(self, change: Change) -> Change:
+        """Count a change, and return it. A file that was renamed came and went with no byte."""
+        self._counts[change.kind] += 1
+        if change.kind != ChangeKind.RENAMED:
+            self._added_bytes += change.new.size if change.new and change.new.is_file else 0
+            self._removed_bytes += change.old.size if change.old and change.old.is_file else 0
+        return change
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there was a change."""
+        return any(self._counts.values())
+
+    @property
+    def totals(self) -> DiffTotals:
+        """What was added up so far."""
+        counts = self._counts
+        return DiffTotals(
+            counts[ChangeKind.ADDED],
+            counts[ChangeKind.REMOVED],
+            counts[ChangeKind.CHANGED],
+            self._added_bytes,
+            self._removed_bytes,
+            counts[ChangeKind.RENAMED],
+        )
+
+
+def sum_changes(changes: Iterable[Change]) -> DiffTotals:
+    """Return the totals of some changes."""
+    tally = Tally()
+    for change in changes:
+        tally.add(change)
+    return tally.totals

@@ -16,6 +16,7 @@ from vault.format.layout import map_key
 from vault.format.tree import Entry
 from vault.ids import Digest, RunId
 from vault.ops.diff import Change, DiffTotals, diff_snapshots, sum_changes
+from vault.ops.diff_renames import pair_renames
 from vault.ops.edit_contents import Contents
 from vault.repo.datasets import NotTheNewest, Version
 from vault.repo.map_edit import edited_map
@@ -58,6 +59,7 @@ class EditCommit:
     files_read: int
     unchanged: bool  # no version was made: there is one with this snapshot, or nothing has changed
     rebased: bool  # its parent is not the version that was edited
+    excluded: int = 0  # what ignore files name, in an edit view
 
     @property
     def ref(self) -> str:
@@ -128,9 +130,11 @@ def commit_patch(
         objects.close()
 
 
-def survey(repository: Repository, snapshot: Digest, patch: Patch) -> tuple[list[Change], Changed, TreeReader]:
-    """Return what a patch changes, and the tree that it makes, whose pages are in memory alone."""
-    pages = PagesAbove(repository.object_reader())
+def survey(
+    repository: Repository, snapshot: Digest, patch: Patch, pages: PagesAbove | None = None
+) -> tuple[list[Change], Changed, TreeReader]:
+    """Return what a patch changes, and the tree that it makes, whose pages are in memory alone: in `pages` if given."""
+    pages = pages or PagesAbove(repository.object_reader())
     trees = TreeReader(pages)
     changed = apply_patch(trees, snapshot, patch, pages.add)
     return list(diff_snapshots(trees, snapshot, changed.digest)), changed, trees
@@ -155,7 +159,7 @@ def rebased(trees: TreeReader, base: Base, own: Digest, newest: Version, *, allo
     mine = {change.path: change.new for change in diff_snapshots(trees, base.snapshot, own, fold=True)}
     overlap = sorted(_overlap(mine, theirs))
     if overlap or not allowed:
-        news = sum_changes(list(diff_snapshots(trees, base.snapshot, newest.snapshot)))
+        news = sum_changes(pair_renames(diff_snapshots(trees, base.snapshot, newest.snapshot)))
         newest_ref = f"{base.dataset}@v{newest.number}"
         raise EditConflict(base.ref, newest_ref, totals_text(news), [os.fsdecode(path) for path in overlap])
     return patch_of(mine.items())
@@ -178,7 +182,12 @@ def patch_of(changes: "Iterable[tuple[bytes, Entry | None]]") -> Patch:
 
 def totals_text(totals: DiffTotals) -> str:
     """Return how much changed, in words."""
-    counts = (("added", totals.added), ("removed", totals.removed), ("changed", totals.changed))
+    counts = (
+        ("added", totals.added),
+        ("removed", totals.removed),
+        ("changed", totals.changed),
+        ("renamed", totals.renamed),
+    )
     return ", ".join(f"{count:,} {word}" for word, count in counts if count) or "no file"
 
 
@@ -215,7 +224,7 @@ def _result(
     root: Digest | None = None,
     parent: str = "",
 ) -> EditCommit:
-    changes = list(diff_snapshots(trees, root or base.snapshot, changed.digest))
+    changes = sum_changes(pair_renames(diff_snapshots(trees, root or base.snapshot, changed.digest)))
     return EditCommit(
         dataset=base.dataset,
         version=version.number,
@@ -224,7 +233,7 @@ def _result(
         parent=parent or base.ref,
         files=changed.totals.files,
         size_bytes=changed.totals.size,
-        changes=sum_changes(changes),
+        changes=changes,
         new_bytes=contents.new_bytes,
         stored_bytes=contents.stored_bytes,
         files_read=contents.files_read,

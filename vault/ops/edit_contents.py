@@ -6,9 +6,10 @@ is its own.
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import islice
 from types import TracebackType
 from typing import Final
 
@@ -69,15 +70,15 @@ class Contents:
         """By how many bytes the store has grown."""
         return self._whole_bytes + (self.writer.stored_bytes if self.writer is not None else 0)
 
-    def digests(self, files: Sequence[SourceFile]) -> Iterator[Digest]:
-        """Yield the digest of each file, in order.
+    def digests(self, files: Iterable[SourceFile]) -> Iterator[Digest]:
+        """Yield the digest of each file, in order. Takes some files more than it has told of.
 
         Raises:
             SourceChanged, SourceUnreadable: naming the file.
             StoreError: it cannot be stored.
         """
-        for start in range(0, len(files), _LOOKED_UP_AT_ONCE):
-            part = files[start : start + _LOOKED_UP_AT_ONCE]
+        coming = iter(files)
+        while part := list(islice(coming, _LOOKED_UP_AT_ONCE)):
             yield from self._some(part, self._known(part))
 
     def add_bytes(self, name: bytes, data: bytes) -> Digest:

@@ -18,7 +18,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
@@ -37,7 +37,7 @@ from vault.progress import SILENT, Progress
 from vault.repo.content import read_content
 from vault.repo.repository import Repository
 from vault.repo.tree_edit import Changed, find_path
-from vault.repo.trees import TreeReader
+from vault.repo.trees import PagesAbove, TreeReader
 from vault.settings import state_dir
 from vault.stores.durable import sync_directory
 
@@ -114,8 +114,13 @@ class EditView:
         """Where the store is mounted for this view."""
         return os.path.join(self.folder, "lower")
 
-    def look(self, repository: Repository, *, progress: Progress = SILENT) -> Survey:
+    def look(self, repository: Repository, *, pages: PagesAbove | None = None, progress: Progress = SILENT) -> Survey:
         """Return what was changed. Reads the layer alone, and contents that are not known by their times.
+
+        Args:
+            repository: of the view's store.
+            pages: where the pages of the changed tree are put.
+            progress: told how many files were looked at.
 
         Raises:
             SourceUnreadable, SourceChanged, SpecialFile: naming the file.
@@ -123,7 +128,7 @@ class EditView:
         layer = self._read(repository)
         with Contents(repository, store=False, progress=progress) as contents:
             layer.fill(contents.digests(layer.files))
-            changes, changed, trees = survey(repository, self.base.snapshot, layer.patch)
+            changes, changed, trees = survey(repository, self.base.snapshot, layer.patch, pages)
             return Survey(changes, changed, trees, layer.excluded, contents.files_read)
 
     def commit(
@@ -145,7 +150,7 @@ class EditView:
         layer = self._read(repository)
         with Contents(repository, store=True, progress=progress) as contents:
             layer.fill(contents.digests(layer.files))
-            return commit_patch(
+            done = commit_patch(
                 repository,
                 contents,
                 self.base,
@@ -155,6 +160,7 @@ class EditView:
                 run=run,
                 rebase=rebase,
             )
+            return replace(done, excluded=layer.excluded)
 
     def advance(self, done: EditCommit) -> None:
         """Let the view stand on what a commit has made, with an empty layer. One replaced file is all the change."""

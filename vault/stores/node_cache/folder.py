@@ -42,8 +42,7 @@ class CacheFolder:
             _prepare(root)
             self.ledger = Ledger(os.path.join(root, LEDGER), self._first_limit)
             with self.ledger.turn() as turn, turn.alone():
-                if not turn.is_sound:
-                    turn.set_used(count(root))
+                self._make_sound(turn)
                 if limit_bytes is not None and turn.limit != limit_bytes:
                     turn.set_limit(limit_bytes)
                     if turn.committed() > limit_bytes:
@@ -78,8 +77,7 @@ class CacheFolder:
             OSError: the folder cannot be read or written.
         """
         with turn.alone():
-            if not turn.is_sound:
-                turn.set_used(count(self.root))
+            self._make_sound(turn)
             committed = turn.committed()
             if committed + wanted > turn.limit and self._may_look(turn):
                 self._evict(turn, committed, wanted)
@@ -113,10 +111,15 @@ class CacheFolder:
         if not evicted.freed and evicted.used > target:  # else the books said more than there is, and no longer do
             turn.cells[NO_ROOM_UNTIL] = int((monotonic_s() + _LOOK_AGAIN_S) * 1e9)
 
+    def _make_sound(self, turn: Turn) -> None:
+        """Count everything if the books are new, or were damaged."""
+        if not turn.is_sound:
+            turn.restore(self._first_limit(), count(self.root))
+
     @staticmethod
     def _note(turn: Turn, evicted: Evicted) -> None:
         turn.set_used(evicted.used)
-        turn.cells[EVICTED] += evicted.freed
+        turn.tally(EVICTED, evicted.freed)
 
     @staticmethod
     def _may_look(turn: Turn) -> bool:

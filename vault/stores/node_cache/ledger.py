@@ -137,6 +137,14 @@ class Turn:
         """Bytes on disk that may be used."""
         return int(self.cells[LIMIT])
 
+    def restore(self, limit: int, used: int) -> None:
+        """Write down limit and use anew, after counting: they made no sense."""
+        self._write(limit, used)
+
+    def tally(self, cell: int, change: int) -> None:
+        """Add to one of the sums that are only told."""
+        self.cells[cell] = (self.cells[cell] + change) & _CELL_MAX
+
     def set_limit(self, limit: int) -> None:
         """Change the limit."""
         self._write(limit, self.cells[USED])
@@ -176,9 +184,9 @@ class Turn:
     def settle(self, used: int, fetched: int) -> None:
         """Write down what the request has come to: bytes on disk, and bytes from the store."""
         self.add_used(used)
-        self.cells[REQUESTS] += 1
-        self.cells[FETCHED] += fetched
-        self.cells[CLOCK] += -(-fetched // _TICK)
+        self.tally(REQUESTS, 1)
+        self.tally(FETCHED, fetched)
+        self.tally(CLOCK, -(-fetched // _TICK))
         self.give_up()
 
     # At any time:

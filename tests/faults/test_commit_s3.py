@@ -361,7 +361,8 @@ class SlowStore(MemoryStore):
 
 
 def test_packs_on_their_way_take_no_more_memory_than_they_may() -> None:
-    store, published = SlowStore(), []  # type: ignore[var-annotated]
+    store = SlowStore()
+    published: list[bytes] = []
     assert isinstance(store, Uploads)
     data = noise(1 << 20)
 

@@ -19,6 +19,11 @@ _DISTRIBUTION: Final = "vaultfs"
 T = TypeVar("T")
 
 
+def own_version() -> str:
+    """Return which vaultfs this is."""
+    return importlib.metadata.version(_DISTRIBUTION)
+
+
 class Task(Generic[T]):
     """Something that a worker does, and what to do with what comes of it."""
 
@@ -80,7 +85,7 @@ class Cluster:
         Raises:
             ClusterError: naming the worker, and what to do about it.
         """
-        ours = importlib.metadata.version(_DISTRIBUTION)
+        ours = own_version()
         for worker, theirs in self._ask_all(importlib.metadata.version, _DISTRIBUTION).items():
             if isinstance(theirs, importlib.metadata.PackageNotFoundError):
                 raise ClusterError(worker, "vaultfs is not installed on this worker: pip install vaultfs there")

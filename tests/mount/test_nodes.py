@@ -1,0 +1,188 @@
+"""Two machines and one bucket: both read and record at once, one commits while the other reads, one loses its line.
+
+The machines are namespaces (vault/testing/namespaces.py), each with a network, mounts, processes, a name, a boot and a
+cache of its own. What they did is asked from a third place, which reaches the service by another way.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from vault.testing.gateway import Gateway
+from vault.testing.mounts import Site, wait_for
+from vault.testing.namespaces import Node, why_no_nodes
+from vault.testing.trees import Tree, noise, write_tree
+
+pytestmark = pytest.mark.skipif(bool(why_no_nodes()), reason=why_no_nodes() or "there can be nodes")
+
+DEADLINE_S = 8
+WHOLE = noise(5 << 20, seed=1)
+FILES: dict[str, bytes] = {f"{number:03}": noise(3000, seed=number) for number in range(60)} | {"whole": WHOLE}
+
+# Reads files, past the page cache, and says for each what it got: `python -c … FOLDER NAME…`.
+READ = """
+import hashlib, os, sys
+for name in sys.argv[2:]:
+    try:
+        with open(os.path.join(sys.argv[1], name), "rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            print(name, hashlib.sha256(file.readall()).hexdigest(), flush=True)
+    except OSError as error:
+        print(name, error.errno, flush=True)
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """A node with a store."""
+
+    node: Node
+    site: Site
+    path: str  # where it mounts
+
+    def reading(self, run: str, ref: str, *names: str) -> list[str]:
+        """Return the command of a reader that counts as a run."""
+        return ["env", f"VAULTFS_RUN={run}", self.site.python, "-c", READ, f"{self.path}/{ref}", *names]
+
+    def read(self, run: str, *names: str, ref: str = "data@v1") -> dict[str, str]:
+        """Read files as a run. Returns the hash of each, or the number of its error."""
+        return answers(self.node.run(*self.reading(run, ref, *names)).stdout)
+
+
+def answers(output: bytes) -> dict[str, str]:
+    return dict(line.split() for line in output.decode().splitlines())
+
+
+def hashes(*names: str, files: dict[str, bytes] = FILES) -> dict[str, str]:
+    return {name: hashlib.sha256(files[name]).hexdigest() for name in names}
+
+
+@pytest.fixture(scope="module")
+def nodes(gateway: Gateway) -> Iterator[tuple[Node, Node]]:
+    with Node("alpha", to=gateway.url) as alpha, Node("beta", to=gateway.url) as beta:
+        yield alpha, beta
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A bucket with data, the two machines that use it, and a third place."""
+
+    alpha: Machine
+    beta: Machine
+    third: Site
+    folder: str
+
+    def commit(self, site: Site, files: dict[str, bytes]) -> None:
+        """Commit other files under the same name, on some machine."""
+        source = f"{self.folder}/{time.monotonic_ns()}"
+        write_tree(os.fsencode(source), tree_of(files))
+        site.commit(source, "data")
+
+
+def tree_of(files: dict[str, bytes]) -> Tree:
+    return {os.fsencode(name): data for name, data in files.items()}
+
+
+@pytest.fixture
+def cluster(gateway: Gateway, nodes: tuple[Node, Node], tmp_path) -> Iterator[Cluster]:
+    with gateway.bucket() as bucket:
+        store = f"s3://{bucket}/team-vault"
+
+        def machine(node: Node) -> Machine:
+            folder = f"{tmp_path}/{node.name}"
+            os.makedirs(folder)
+            site = node.site(store, f"{folder}/cache", **gateway.variables(AWS_ENDPOINT_URL=node.url))
+            return Machine(node, site, f"{folder}/vault")
+
+        third = Site(store, f"{tmp_path}/third", variables=gateway.variables())
+        third.vault("init")
+        found = Cluster(machine(nodes[0]), machine(nodes[1]), third, str(tmp_path))
+        found.commit(third, FILES)
+        yield found
+
+
+def test_two_nodes_read_and_record_into_one_store_at_once(cluster):
+    alpha, beta = cluster.alpha, cluster.beta
+    shares = {alpha: [f"{n:03}" for n in range(40)] + ["whole"], beta: [f"{n:03}" for n in range(20, 60)] + ["whole"]}
+    with alpha.node.mounted(alpha.site, alpha.path), beta.node.mounted(beta.site, beta.path):
+        began = [
+            (machine, names, machine.node.start(*machine.reading(run, "data@v1", *names)))
+            for machine, names in shares.items()
+            for run in ("both", f"own-{machine.node.name}")
+        ]
+        for _, names, process in began:
+            output, words = process.communicate(timeout=60)
+            assert process.returncode == 0, words
+            assert answers(output) == hashes(*names)
+    third = cluster.third
+    runs = third.runs()
+    assert sorted(runs["both"]["hosts"]) == ["alpha", "beta"]
+    every = {("data@v1", name) for name in FILES}
+    assert third.opened("both") == {
+        (ref, name): 2 if name == "whole" or 20 <= int(name) < 40 else 1 for ref, name in sorted(every)
+    }
+    for machine, names in shares.items():
+        own = f"own-{machine.node.name}"
+        assert runs[own]["hosts"] == [machine.node.name]
+        assert third.opened(own) == {("data@v1", name): 1 for name in names}
+    for path, readers in ("030", {"both", "own-alpha", "own-beta"}), ("059", {"both", "own-beta"}):
+        assert {record["run"] for record in third.json("audit", f"data@v1/{path}") if record["type"] == "read"} == readers
+    third.vault("verify")
+
+
+def test_one_node_commits_while_the_other_reads_the_latest(cluster):
+    alpha, beta = cluster.alpha, cluster.beta
+    versions = {1: FILES} | {number: {**FILES, "000": b"version %d" % number} for number in (2, 3)}
+    with beta.node.mounted(beta.site, beta.path):
+
+        def latest() -> str:
+            return beta.read("follows", "000", ref="data@latest")["000"]
+
+        def is_shown(number: int) -> bool:
+            found = latest()
+            assert found in [hashes("000", files=versions[known])["000"] for known in (number - 1, number)]
+            return found == hashes("000", files=versions[number])["000"]
+
+        for number in (2, 3):
+            cluster.commit(alpha.site, versions[number])
+            wait_for(f"version {number} on the other node", lambda: is_shown(number))  # noqa: B023
+        assert beta.read("follows", "000", ref="data@v1") == hashes("000"), "an old version stays what it is"
+    opened = cluster.third.opened("follows")
+    assert {ref for ref, _ in opened} == {"data@v1", "data@v2", "data@v3"}
+
+
+def test_a_node_that_loses_its_line_reads_what_it_has_and_tells_later(cluster):
+    alpha, third = cluster.alpha, cluster.third
+    here = [f"{n:03}" for n in range(30)]
+    with alpha.node.mounted(alpha.site, alpha.path, ("--deadline", str(DEADLINE_S))):
+        assert alpha.read("before", *here) == hashes(*here)
+        with alpha.node.link_down():
+            assert alpha.read("cut-off", *here, "001") == hashes(*here), "what is here is read as ever"
+            began_s = time.monotonic()
+            assert alpha.read("cut-off", "whole") == {"whole": "5"}, "EIO"
+            assert time.monotonic() - began_s < 2 * DEADLINE_S
+            waiting = alpha.node.start(*alpha.reading("cut-off", "data@v1", "whole"))
+            assert "cut-off" not in third.runs()
+        output, words = waiting.communicate(timeout=60)
+        assert answers(output) == hashes("whole"), (words, "it waited, and went on")
+        wait_for("the records of before and in between", lambda: {"before", "cut-off"} <= set(third.runs()))
+    assert third.opened("before") == {("data@v1", name): 1 for name in here}
+    told = third.opened("cut-off")
+    assert told.pop(("data@v1", "whole")) in (1, 2), "the one that failed may have failed at its open"
+    assert told == {("data@v1", name): 1 for name in here} | {("data@v1", "001"): 2}
+    third.vault("verify")
+
+
+def test_the_names_that_a_node_tells_are_its_own(nodes, cluster):
+    """The nodes are what the tests above take them for."""
+    machines = cluster.alpha, cluster.beta
+    script = "hostname; cat /proc/sys/kernel/random/boot_id; readlink /proc/self/ns/net /proc/self/ns/mnt /proc/self/ns/pid"
+    told = [machine.node.run("sh", "-c", script).stdout.split() for machine in machines]
+    assert [words[0] for words in told] == [b"alpha", b"beta"]
+    assert all(one != other for one, other in zip(*told, strict=True))
+    assert json.loads(machines[0].node.run("ip", "-j", "route").stdout)[0]["dev"] == "eth0"

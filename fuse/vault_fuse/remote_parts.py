@@ -22,10 +22,12 @@ from vault_fuse.marks import Marks
 from vault_fuse.mounting import MountParts
 from vault_fuse.remote_reads import Deadline, RemoteReads, RemoteStore
 from vault_fuse.status_files import CacheFigures
+from vault_fuse.supervisor import take_name
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_THREADS: Final = 8
+PROCESS_NAME: Final = "vault-fetcher"
 _JOURNALS: Final = "journals.lmdb"
 
 
@@ -71,6 +73,7 @@ class RemoteParts:
     def fetch(self, counters: memoryview, reader_waits: Callable[[], bool]) -> None:
         """Fetch ahead until this process is killed: call it in a child of its own."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        take_name(PROCESS_NAME)
         repository = self._parts.open_repository()
         store = repository.store
         fetcher = Fetcher(

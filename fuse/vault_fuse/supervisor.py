@@ -42,6 +42,7 @@ _DEATHS_WINDOW_S: Final = 10.0
 _SHIPPER_GRACE_S: Final = 10.0
 _FETCHER_PAUSE_S: Final = 5.0  # between two starts of the fetcher: nobody depends on it
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,6 +68,11 @@ def die_with(parent: int) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def take_name(name: str) -> None:
+    """Let `ps` and `top` show this process under a name of at most 15 characters."""
+    _libc.prctl(_PR_SET_NAME, name.encode("ascii"))
 
 
 def answer_init(device: int) -> Abilities:

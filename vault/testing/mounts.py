@@ -26,6 +26,7 @@ from vault.repo.liveness import is_alive, start_ticks
 COMMAND_TIMEOUT_S: Final = 60.0
 WAIT_S: Final = 30.0
 _POLL_S: Final = 0.01
+_FETCHER: Final = "vault-fetcher"  # as vault_fuse.remote_parts names it, which is above this layer
 _T = TypeVar("_T")
 
 
@@ -148,7 +149,11 @@ class Mount:
 
     def shippers(self) -> list[int]:
         """Return the processes that carry records to the store."""
-        return [child for child in self.processes() if not _has_device(child)]
+        return [child for child in self.processes() if not _has_device(child) and _name_of(child) != _FETCHER]
+
+    def fetchers(self) -> list[int]:
+        """Return the processes that read ahead in a store behind a network."""
+        return [child for child in self.processes() if _name_of(child) == _FETCHER]
 
     def status(self, name: str) -> str:
         """Return what a file below `.vault` says."""
@@ -294,6 +299,14 @@ def _children(parent: int) -> list[int]:
                 if int(stat.read().rpartition(b")")[2].split()[1]) == parent:
                     found.append(int(name))
     return found
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def _has_device(pid: int) -> bool:

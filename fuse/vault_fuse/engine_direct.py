@@ -54,6 +54,7 @@ def run_direct(parts: MountParts, path: str, ready: Callable[[], None]) -> None:
             pins=parts.options.pins,
             journals=journals,
             cache_figures=figures,
+            pipe=None if remote is None else remote.pipe,
         )
         return serve(own_device, requests, statistics, worker, inboxes[worker], duty)
 

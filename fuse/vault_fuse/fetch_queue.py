@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
 SOURCES_MAX: Final = 4096  # of each kind: more are refused, and come again with the next hint
-PLANNED_AT_ONCE_MIN: Final = 2  # pieces of plans under way while a reader waits
+PLANNED_AT_ONCE_MIN: Final = 8  # pieces of plans under way while a reader waits: what several readers will want next
 
 
 class Piece(NamedTuple):

@@ -85,6 +85,8 @@ class Namespace:
         waits: Waits | None = None,
         pins: Mapping[str, int] | None = None,
         journals: Journals | None = None,
+        *,
+        pipe_name: str = "",
     ) -> None:
         """Begin without having looked.
 
@@ -95,6 +97,7 @@ class Namespace:
             waits: told before and after a look at the store.
             pins: "imagenet@latest" -> version number.
             journals: what remembers the journals of a store behind a network; None for one that is near.
+            pipe_name: the pipe in `.vault`; there is none if empty.
         """
         self._pins = pins or {}
         self._waits = waits
@@ -104,6 +107,8 @@ class Namespace:
         self._store = repository.store
         self._started_ns = started_ns
         self._status = {name: Node(NodeKind.STATUS, f"{STATUS_FOLDER}/{name}") for name in status_names}
+        if pipe_name:
+            self._status[pipe_name] = Node(NodeKind.PIPE, f"{STATUS_FOLDER}/{pipe_name}")
         self._moment_s = REMOTE_MOMENT_S if self._is_far else float(MOMENT_S)
         self._look_again_s = REMOTE_LOOK_AGAIN_S if self._is_far else LOOK_AGAIN_S
         self._scan: Mapping[str, int] | None = None  # dataset -> last entry

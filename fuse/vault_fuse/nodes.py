@@ -25,6 +25,7 @@ class NodeKind(StrEnum):
     VERSION = "version"  # name@vN
     LINK = "link"  # name@latest, name@label, name@b3:hex, with where it points
     STATUS = "status"  # a file below .vault/
+    PIPE = "pipe"  # .vault/prefetch
 
 
 class Node(NamedTuple):

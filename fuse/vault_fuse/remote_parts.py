@@ -12,14 +12,17 @@ from typing import Final, cast
 
 from vault.errors import VaultError
 from vault.repo.journal_cache import JournalCache
+from vault.repo.plan_box import FOLDER as PLANS
 from vault.repo.repository import Repository
 from vault.repo.waits import Waits
 from vault.stores.base import RemoteFiles
 from vault.stores.node_cache import CachedStore, ledger
 from vault_fuse.fetcher import THREADS_MAX, Fetcher
+from vault_fuse.hint_pipe import HintPipe
 from vault_fuse.hints import Channel
 from vault_fuse.marks import Marks
 from vault_fuse.mounting import MountParts
+from vault_fuse.plans import Plans
 from vault_fuse.remote_reads import Deadline, RemoteReads, RemoteStore
 from vault_fuse.status_files import CacheFigures
 from vault_fuse.supervisor import take_name
@@ -38,6 +41,7 @@ class RemoteParts:
         self._parts = parts
         self._channel = Channel()
         self._marks = Marks()
+        self.pipe = HintPipe(os.path.realpath(parts.options.path))
 
     def prepare_worker(self, repository: Repository, counters: memoryview, waits: Waits | None) -> JournalCache:
         """Let a repository that was opened in this process, and not used yet, be read with hints and within deadlines.
@@ -74,6 +78,7 @@ class RemoteParts:
         """Fetch ahead until this process is killed: call it in a child of its own."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         take_name(PROCESS_NAME)
+        self.pipe.open()
         repository = self._parts.open_repository()
         store = repository.store
         fetcher = Fetcher(
@@ -86,7 +91,23 @@ class RemoteParts:
             threads=store.requests_max if isinstance(store, RemoteFiles) else THREADS_MAX,
         )
         threading.Thread(target=_fill_journals, args=(repository,), daemon=True).start()
+        threading.Thread(target=self.pipe.listen, daemon=True).start()
+        threading.Thread(target=self._follow_plans, args=(fetcher,), daemon=True).start()
         fetcher.run()
+
+    def _follow_plans(self, fetcher: Fetcher) -> None:
+        """Follow plans, with a repository of this thread's own."""
+        repository = self._parts.open_repository()
+        plans = Plans(
+            fetcher.queue,
+            repository,
+            folder=f"{self._parts.state_dir}/{PLANS}",
+            spool_root=f"{repository.cache_dir}/spool",
+            cache_bytes=_cache_bytes(repository),
+            mountpoint=self._parts.options.path,
+            pipe=self.pipe,
+        )
+        plans.run()
 
 
 def _cache_bytes(repository: Repository) -> int:

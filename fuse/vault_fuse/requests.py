@@ -19,7 +19,9 @@ from vault.stores.base import Buffer
 from vault_fuse import device as fuse_device
 from vault_fuse.backings import Backings
 from vault_fuse.directories import encode_dirent, fill, list_children, list_names
-from vault_fuse.namespace import Journals, Namespace
+from vault_fuse.hint_pipe import NAME as PIPE_NAME
+from vault_fuse.hint_pipe import HintPipe
+from vault_fuse.namespace import STATUS_FOLDER, Journals, Namespace
 from vault_fuse.nodes import ENTRY_MASK, ROOT, SLOT_SHIFT, Node, NodeKind, NodeTable
 from vault_fuse.slots import Slot, Slots, directory_entry
 from vault_fuse.statistics import READ_BYTES, Statistics
@@ -58,6 +60,7 @@ _MODES: Final = {
     NodeKind.VERSION: 0o040555,
     NodeKind.LINK: 0o120777,
     NodeKind.STATUS: 0o100444,
+    NodeKind.PIPE: 0o010622,  # the fetcher reads as the owner
 }
 
 
@@ -115,10 +118,13 @@ class Requests:
         pins: Mapping[str, int],
         journals: Journals | None = None,
         cache_figures: CacheFigures | None = None,
+        pipe: HintPipe | None = None,
     ) -> None:
         self._device = device
         self._nodes = nodes
-        self._namespace = Namespace(repository, NAMES, started_ns, waits, pins, journals)
+        self._pipe = pipe
+        pipe_name = "" if pipe is None else PIPE_NAME
+        self._namespace = Namespace(repository, NAMES, started_ns, waits, pins, journals, pipe_name=pipe_name)
         self._owner = (os.getuid(), os.getgid())
         self._slots = Slots(repository, self._namespace, nodes, self._owner, waits)
         self._recorder = recorder
@@ -165,7 +171,7 @@ class Requests:
             return
         folder = self._node(nodeid, NodeKind.FOLDER)
         shown = self._namespace.find(folder.path, os.fsdecode(name))
-        if shown is None:
+        if shown is None or (shown.kind == NodeKind.PIPE and not self._has_pipe()):
             raise Failure(errno.ENOENT)  # not remembered by the kernel: it may appear
         self._reply(unique, self._shown_entry(shown))
 
@@ -312,7 +318,8 @@ class Requests:
             return
         folder = self._node(nodeid, NodeKind.FOLDER)
         parts: list[tuple[str, int, Node | None]] = [(".", nodeid, None), ("..", ROOT, None)]
-        parts += [(name, 0, shown) for name, shown in sorted(self._namespace.names(folder.path).items())]
+        names = sorted(self._namespace.names(folder.path).items())
+        parts += [(name, 0, shown) for name, shown in names if shown.kind != NodeKind.PIPE or self._has_pipe()]
         encoded = []
         for at, (name, number, shown) in enumerate(parts[position:], start=position + 1):
             child = number or self._nodeid(shown)
@@ -322,6 +329,10 @@ class Requests:
         self._reply(unique, fill(encoded, size))
 
     # The mount's own nodes.
+
+    def _has_pipe(self) -> bool:
+        """Say whether the pipe is to be seen."""
+        return self._pipe is not None and self._pipe.is_shown()
 
     def _node(self, nodeid: int, kind: NodeKind | None = None) -> Node:
         node = self._nodes.node(nodeid)
@@ -347,6 +358,8 @@ class Requests:
 
     def _node_attributes(self, nodeid: int, node: Node) -> bytes:
         changed_ns = self._namespace.changed_ns(node.path) if node.kind == NodeKind.FOLDER else self._started_ns
+        if node.path == STATUS_FOLDER and not self._has_pipe():
+            changed_ns += 1  # the kernel keeps a listing for as long as this does not change
         seconds, nanoseconds = divmod(changed_ns, 10**9)
         links = 2 if node.kind == NodeKind.FOLDER else 1
         return ATTR.pack(

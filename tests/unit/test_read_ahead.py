@@ -219,9 +219,9 @@ def test_what_a_reader_wants_soon_goes_before_plans_and_sources_take_turns() -> 
 def test_while_a_reader_waits_few_pieces_of_plans_are_under_way() -> None:
     waits = [True]
     queue = FetchQueue(lambda: waits[0])
-    plan = Planned("plan", 10)
+    plan = Planned("plan", 2 * PLANNED_AT_ONCE_MIN)
     queue.feed(plan)
-    taken = [found for _ in range(5) if (found := queue.take(0)) is not None]
+    taken = [found for _ in range(2 * PLANNED_AT_ONCE_MIN) if (found := queue.take(0)) is not None]
     assert len(taken) == PLANNED_AT_ONCE_MIN
     queue.done(taken[0])
     assert queue.take(0) is not None

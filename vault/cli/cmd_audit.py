@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         "vault audit --content imagenet@v2/train/n01440764/10026.JPEG",
         "vault audit b3:4f1a…64 digits…",
         "vault audit --run RUN --files",
+        "vault audit --run RUN --files --order",
         "vault audit --through imagenet@v2/train/n01440764/10026.JPEG",
         "vault audit --run RUN --never imagenet@v2/val && echo clean",
     )
@@ -32,12 +33,15 @@ if TYPE_CHECKING:
 @click.option("--content", is_flag=True, help="Also files with the same bytes, by any name in any version.")
 @click.option("--run", "run_id", default="", metavar="RUN", shell_complete=complete_run, help="Show what this run opened.")
 @click.option("--files", is_flag=True, help="With --run: every file.")
+@click.option("--order", is_flag=True, help="With --files: as they were opened for the first time, where that is known.")
 @click.option("--through", is_flag=True, help="Also runs and models that TARGET reached through what its readers made.")
 @click.option(
     "--never", default="", metavar="TARGET", help="With --run: that it opened none of this.", shell_complete=complete_ref
 )
 @session_options
-def audit(session: Session, target: str, content: bool, run_id: str, files: bool, through: bool, never: str) -> int:
+def audit(
+    session: Session, target: str, content: bool, run_id: str, files: bool, order: bool, through: bool, never: str
+) -> int:
     """Show which runs opened TARGET: a dataset, a version, a folder, a file, or the digest of a content.
 
     What is claimed is "opened", never "trained on". With --run, show what one run opened; RUN is its ID, or as much of
@@ -46,6 +50,9 @@ def audit(session: Session, target: str, content: bool, run_id: str, files: bool
     With --through, go on from the runs that opened TARGET to what they made, to the runs that opened any of that, and so
     on. The first step is by file; from then on all that a run made counts as reached.
 
+    With --order, list the files of each attempt on each host in the order in which it opened them for the first time:
+    what 'vault prefetch --plan run:RUN' goes by. Files whose order is not on record are missing there.
+
     With --never, say whether the run opened any of a dataset, version, folder, file or content, by whatever name the same
     bytes were opened, and what keeps the answer from being certain. Exit status 0: none; 1: it opened some.
     """
@@ -53,6 +60,8 @@ def audit(session: Session, target: str, content: bool, run_id: str, files: bool
         raise UsageError("give either a TARGET (a dataset, or NAME@SELECTOR/PATH) or --run RUN")
     if files and not run_id:
         raise UsageError("--files goes with --run RUN")
+    if order and not files:
+        raise UsageError("--order goes with --run RUN --files")
     if run_id and (content or through):
         raise UsageError("--content and --through go with a TARGET")
     if never and (files or not run_id):
@@ -61,6 +70,9 @@ def audit(session: Session, target: str, content: bool, run_id: str, files: bool
     found = vault.open_audit()
     if never:
         return _show_exclusion(session, found, run_id, never)
+    if order:
+        _show_order(session, found, run_id)
+        return OK
     if run_id:
         _show_run(session, found, run_id, files=files)
         return OK
@@ -146,6 +158,26 @@ def _show_run(session: Session, found: "Audit", run_id: str, *, files: bool) -> 
         count += 1
         out.answer("file", _file_record(opened), f"{opened.ref}/{out.name(opened.path)}")
     out.summary({"run": run.run, "files": count})
+
+
+def _show_order(session: Session, found: "Audit", run_id: str) -> None:
+    from vault.ops.order import files_in_order, load_orders
+
+    run, out = found.run(run_id), session.out
+    count = without = 0
+    orders = load_orders(found.repository, run.run)
+    for order in orders:
+        without += order.files_opened - len(order.numbers)
+        out.lines([f"# {order.ref}, attempt {order.attempt} on {one_line(order.host)}"])
+        place = {"snapshot": order.snapshot.hex(), "ref": order.ref, "attempt": order.attempt, "host": order.host}
+        for path in files_in_order(found.repository, order):
+            count += 1
+            out.answer("file", {**place, "path": name_text(path)}, f"{order.ref}/{out.name(path)}")
+    out.summary({"run": run.run, "files": count, "orders": len(orders), "files_without_order": without})
+    if not orders:
+        out.note("the order is not on record: an older vault recorded this run, or it opened nothing")
+    elif without:
+        out.note(f"of {count_text(without, 'file')} the order is not on record")
 
 
 def _file_record(opened: "OpenedFile") -> dict[str, object]:

@@ -33,6 +33,7 @@ SECTIONS: Final[Mapping[str, Mapping[str, Place]]] = {
         "diff": Place("vault.cli.cmd_diff:diff", "Show what changed between two versions."),
         "edit": Place("vault_fuse.overlay_command:edit", "Change a version with any tool, in a folder, with no copy."),
         "status": Place("vault.cli.cmd_status:status", "Show what was changed in such a folder."),
+        "identify": Place("vault.cli.cmd_identify:identify", "Say which version a folder is, by what its files hold."),
         "label": Place("vault.cli.cmd_label:label", "Put a label on a version, or take it away."),
     },
     "Reading": {

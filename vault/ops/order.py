@@ -11,7 +11,7 @@ from heapq import merge
 from operator import attrgetter
 from typing import Final
 
-from vault.errors import UsageError
+from vault.errors import FormatError, UsageError
 from vault.format.order import decode_order
 from vault.format.readset import decode_readset
 from vault.format.records import RecordEntry
@@ -21,8 +21,10 @@ from vault.repo.read_counts import ReadCounts
 from vault.repo.repository import Repository
 from vault.repo.run_model import ENTRIES_TOTAL_MAX
 from vault.repo.runs import Runs
+from vault.view import open_view
 
 DATASETS_NAMED_MAX: Final = 5
+FOLDERS_KEPT_MAX: Final = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,26 @@ def choose_orders(
     for order in chosen:
         by_snapshot.setdefault((order.snapshot, order.ref), []).append(order)
     return [_side_by_side(found) for found in by_snapshot.values()]
+
+
+def files_in_order(repository: Repository, order: OpenOrder) -> Iterator[bytes]:
+    """Yield the paths of files as they were opened.
+
+    Raises:
+        IntegrityError, StoreError: the snapshot cannot be read, so its files have no names.
+    """
+    view = open_view(repository, order.snapshot)
+    folders: dict[int, bytes] = {}
+    for number in order.numbers:
+        if number >= view.entries_total:
+            raise FormatError("order of opens", f"it names entry {number} of {view.entries_total}")
+        parent = view.parent(number)
+        prefix = folders.get(parent)
+        if prefix is None:
+            if len(folders) == FOLDERS_KEPT_MAX:
+                folders.clear()
+            prefix = folders[parent] = view.path(parent) + b"/" if parent else b""
+        yield prefix + view.attributes(number).name
 
 
 def _side_by_side(orders: Iterable[OpenOrder]) -> OpenOrder:

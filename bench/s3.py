@@ -17,6 +17,7 @@ from bench.workspace import BenchError, Workspace
 SCENARIOS: Final[Mapping[str, Callable[[S3Bench], None]]] = {
     "large": s3_scenarios.large,
     "small": s3_scenarios.small,
+    "tiny": s3_scenarios.tiny,
     "first": s3_scenarios.first,
     "cluster": s3_cluster.cluster,
 }
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         shown = kept.merged(SCENARIOS if options.write else options.scenario or SCENARIOS)
         words = {
             "small_files": sizes.small_files,
+            "tiny_files": sizes.tiny_files,
             "peer_files": sizes.peer_files,
             "latency_ms": round(s3_cluster.LATENCY_S * 1000),
         }

@@ -32,7 +32,7 @@ def cluster(bench: S3Bench) -> None:
     with bench.service.bucket() as bucket, ProxyProcess(bench.service.gateway.url, latency_s=LATENCY_S) as proxy:
         bench.run(rclone_copy(bench.service.lines[-1], tree.path, bucket, PLAIN))
         line = Line("cluster", f"{LATENCY_S * 1000:.0f} ms", Gateway(proxy.url), proxy)
-        for _ in range(bench.sizes.repeat):
+        for _ in range(bench.sizes.repeat_commits):
             bench.in_turns([lambda: _commit(bench, line, bucket, 1), lambda: _commit(bench, line, bucket, 2)])
     bench.workspace.remove(folder)
 

@@ -26,7 +26,7 @@ from bench.s3_candidates import (
     vault_command,
 )
 from bench.s3_service import Line, Service
-from bench.s3_tables import BOTO, COMMIT, COUNT, FIRST, LARGE, PACKS, SMALL, WARM
+from bench.s3_tables import BOTO, COMMIT, COUNT, FIRST, LARGE, PACKS, SMALL, TINY, WARM
 from bench.trees import Tree
 from bench.vaultfs import DATASET, VAULT, vault
 from bench.workspace import BenchError, Workspace
@@ -35,6 +35,7 @@ _CLIENT: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "s3_cl
 _DOWNLOADS_AT_ONCE: Final = 16
 _READERS: Final = 4
 _GIVE_BACK_S: Final = 12.0  # until the gateway has given back the memory of what was deleted
+_SETTLE_S: Final = 3.0  # until a file that has come is proven as a whole, so that the kernel may read it
 _MILLION: Final = 1_000_000
 _RUN: Final = "bench-order"
 
@@ -45,14 +46,16 @@ class S3Sizes:
 
     large_bytes: int
     small_files: int
+    tiny_files: int
     peer_files: int  # that slow peers read
     entries: int
     cluster_files: int
-    repeat: int
+    repeat: int  # of reads
+    repeat_commits: int
 
 
-QUICK: Final = S3Sizes(256 << 20, 1_500, 150, 50_000, 600, 1)
-NORMAL: Final = S3Sizes(2_000_000_000, 20_000, 1_000, 1_000_000, 3_000, 3)
+QUICK: Final = S3Sizes(256 << 20, 1_500, 1_500, 150, 50_000, 600, 1, 1)
+NORMAL: Final = S3Sizes(2_000_000_000, 20_000, 20_000, 1_000, 1_000_000, 3_000, 3, 2)
 
 
 @dataclass(slots=True)
@@ -124,15 +127,16 @@ class S3Bench:
             raise BenchError(f"{answer['bytes']:,} bytes were downloaded instead of {sum(keys.values()):,}")
         return float(answer["elapsed_s"])
 
-    def commit(self, line: Line, bucket: str, tree: str, *, init: bool = True) -> Finished:
-        """Commit a tree with an empty cache directory; only the commit is timed."""
+    def commit(self, line: Line, bucket: str, tree: str) -> tuple[float, int]:
+        """Commit a tree to a new store, with an empty cache directory; returns seconds and requests of the commit."""
         place = self.workspace.folder("committer")
-        if init:
-            self.run(vault_command(line, bucket, place, "init"))
+        self.run(vault_command(line, bucket, place, "init"))
         try:
-            return self.run(vault_command(line, bucket, place, "commit", tree, DATASET))
+            with line.counted() as counted:
+                done = self.run(vault_command(line, bucket, place, "commit", tree, DATASET))
         finally:
             self.workspace.remove(place)
+        return done.elapsed_s, counted.requests
 
 
 # One large file.
@@ -171,6 +175,7 @@ def _read_large(bench: S3Bench, line: Line, bucket: str, tree: Tree) -> None:
         _require(done.bytes_total == tree.bytes_total, "vault", "the large file")
         bench.note(LARGE, "vault", line.id, done.bytes_total / done.elapsed_s)
         if line is bench.service.far:
+            time.sleep(_SETTLE_S)
             again = readers.read_sequentially(bench.workspace, mount.root, tree.files[0], tree.bytes_total, 1)
             bench.note(WARM, "vault, S3 store", "large_1", again.bytes_total / again.elapsed_s)
 
@@ -208,34 +213,30 @@ def _commit_small(bench: S3Bench, line: Line, bucket: str, tree: Tree, tar: str)
     """Commit the tree; beside it copy it as one tar, and as files, which stay with the store."""
 
     def copy_tar() -> None:
-        with bench.tolerant("rclone copy"), _bucket_for(bench) as other:
+        with bench.tolerant("rclone copy"), bench.service.bucket() as other:
             bench.note(COMMIT, COMMIT.reference, line.id, bench.run(rclone_copy(line, tar, other, "tar")).elapsed_s)
 
     def commit(where: str) -> None:
-        with line.counted() as counted:
-            bench.note(COMMIT, "vault commit", line.id, bench.commit(line, where, tree.path).elapsed_s)
+        elapsed_s, requests = bench.commit(line, where, tree.path)
+        bench.note(COMMIT, "vault commit", line.id, elapsed_s)
         if line is bench.service.far:
-            bench.note(COMMIT, "vault commit", "requests", counted.requests)
-            _note_requests(bench, "of some 110 kB, as above", len(tree.files), tree.bytes_total, counted.requests)
+            bench.note(COMMIT, "vault commit", "requests", requests)
+            _note_requests(bench, "of some 110 kB", len(tree.files), tree.bytes_total, requests)
 
     def commit_elsewhere() -> None:
-        with _bucket_for(bench) as other:
+        with bench.service.bucket() as other:
             commit(other)
 
-    for _ in range(bench.sizes.repeat - 1):
+    for _ in range(bench.sizes.repeat_commits - 1):
         bench.in_turns([copy_tar, commit_elsewhere])
         _let_memory_return(bench)
     bench.in_turns([copy_tar, lambda: commit(bucket)])
-    with bench.tolerant("rclone copy"), line.counted() as counted:
-        bench.note(COMMIT, "rclone copy, files", line.id, bench.run(rclone_copy(line, tree.path, bucket, PLAIN)).elapsed_s)
-    if line is bench.service.far:
-        bench.note(COMMIT, "rclone copy, files", "requests", counted.requests)
-
-
-@contextlib.contextmanager
-def _bucket_for(bench: S3Bench) -> Iterator[str]:
-    with bench.service.bucket() as bucket:
-        yield bucket
+    if line is bench.service.far:  # once is enough: it takes long, and only what is read later is needed
+        with bench.tolerant("rclone copy"):
+            with line.counted() as counted:
+                copied = bench.run(rclone_copy(line, tree.path, bucket, PLAIN))
+            bench.note(COMMIT, "rclone copy, files", line.id, copied.elapsed_s)
+            bench.note(COMMIT, "rclone copy, files", "requests", counted.requests)
 
 
 def _let_memory_return(bench: S3Bench) -> None:
@@ -260,10 +261,10 @@ def _read_small(bench: S3Bench, bucket: str, tree: Tree) -> None:
             work: list[Callable[[], None]] = [
                 lambda line=line: _download_packs(bench, line, bucket, packs, len(tree.files)),
                 lambda line=line: _read_cold(bench, line, bucket, tree, tree.files, "vault, in tree order"),
-                lambda line=line: _read_cold(bench, line, bucket, tree, names, "vault, at random"),
             ]
             if repetition == 0:
                 work += [
+                    lambda line=line: _read_cold(bench, line, bucket, tree, names, "vault, at random"),
                     lambda line=line: _read_peer(bench, line, RcloneMount(line, bucket), tree),
                     lambda line=line: _read_peer(bench, line, S3fsMount(line, bucket), tree),
                 ]
@@ -317,6 +318,38 @@ def _warm_small(bench: S3Bench, tree: Tree) -> None:
                 bench.note(WARM, WARM.reference, f"small_{count}", done.count / done.elapsed_s)
 
 
+# Tiny ones.
+
+
+def tiny(bench: S3Bench) -> None:
+    """Commit tiny files over both lines, beside a copy of each as an object of its own."""
+    folder = bench.workspace.folder("tiny-tree")
+    tree = trees.tiny_files(folder, bench.sizes.tiny_files)
+
+    def commit(line: Line) -> None:
+        with bench.service.bucket() as bucket:
+            elapsed_s, requests = bench.commit(line, bucket, tree.path)
+        bench.note(TINY, "vault commit", line.id, elapsed_s)
+        if line is bench.service.far:
+            bench.note(TINY, "vault commit", "requests", requests)
+            _note_requests(bench, "of 1 to 7 kB", len(tree.files), tree.bytes_total, requests)
+
+    def copy(line: Line) -> None:
+        with bench.tolerant("rclone copy"), bench.service.bucket() as bucket:
+            with line.counted() as counted:
+                bench.note(TINY, TINY.reference, line.id, bench.run(rclone_copy(line, tree.path, bucket, PLAIN)).elapsed_s)
+            if line is bench.service.far:
+                bench.note(TINY, TINY.reference, "requests", counted.requests)
+
+    for line in bench.service.lines:
+        for repetition in range(bench.sizes.repeat_commits):
+            work: list[Callable[[], None]] = [lambda line=line: commit(line)]
+            if repetition == 0:
+                work.append(lambda line=line: copy(line))
+            bench.in_turns(work)
+    bench.workspace.remove(folder)
+
+
 # The first file.
 
 
@@ -330,11 +363,10 @@ def first(bench: S3Bench) -> None:
     line = bench.service.far
     row = f"vault, {bench.sizes.entries:,} entries"
     with bench.service.bucket() as bucket:
-        bench.run(vault_command(line, bucket, bench.workspace.folder("init"), "init"))
-        with line.counted() as counted:
-            bench.note(FIRST, row, "commit", bench.commit(line, bucket, folder, init=False).elapsed_s)
-        bench.note(FIRST, row, "commit_requests", counted.requests)
-        _note_requests(bench, "tiny ones", bench.sizes.entries, 0, counted.requests)
+        elapsed_s, requests = bench.commit(line, bucket, folder)
+        bench.note(FIRST, row, "commit", elapsed_s)
+        bench.note(FIRST, row, "commit_requests", requests)
+        _note_requests(bench, "of a few bytes, mostly equal", bench.sizes.entries, 0, requests)
         for _ in range(bench.sizes.repeat):
             with line.counted() as counted, bench.fresh(VaultMount(line, bucket, below=middle)) as (mount, _):
                 started = time.monotonic()

@@ -41,6 +41,20 @@ def image_folders(path: str, count: int, *, seed: int = 1) -> Tree:
     return Tree(path, tuple(sorted(files)), total)
 
 
+def tiny_files(path: str, count: int, *, seed: int = 4) -> Tree:
+    """Write files of 1 to 7 KB into folders of _PER_FOLDER."""
+    chance = random.Random(seed)
+    files = []
+    total = 0
+    for number in range(count):
+        name = f"folder-{number // _PER_FOLDER:03d}/{number:06d}.json"
+        if number % _PER_FOLDER == 0:
+            os.makedirs(f"{path}/folder-{number // _PER_FOLDER:03d}")
+        total += _write_random(f"{path}/{name}", chance, chance.randrange(1_000, 7_000))
+        files.append(name)
+    return Tree(path, tuple(sorted(files)), total)
+
+
 def change_images(tree: Tree, seed: int) -> Tree:
     """Replace 1 % of the files, remove 1 % and add 1 %, in place. Returns the tree as it is now."""
     chance = random.Random(f"change {seed}")

@@ -14,11 +14,13 @@ from vault.ids import Digest
 from vault.ops.checkout import checkout
 from vault.ops.commit import commit
 from vault.ops.listing import root_entry
+from vault.repo.pack_reader import RangeReader
 from vault.repo.repository import Repository
 from vault.repo.trees import TreeReader
 from vault.stores.base import CachedFiles
 from vault.stores.local import LocalStore
 from vault.stores.node_cache import CachedStore
+from vault.stores.node_cache.copy import LocalCopy
 from vault.stores.node_cache.eviction import find_kept
 from vault.testing.places import Place
 from vault.testing.remote import RemoteStore
@@ -194,6 +196,60 @@ def test_tables_that_claim_too_much_are_found_out(
             for block in range(len(file._checks)):
                 file._checks[block] = 1
     assert read_view(view) == TREE
+
+
+def test_locations_that_are_damaged_here_are_fetched_again_before_anybody_goes_astray(
+    view: SnapshotView, far: RemoteStore, tmp_path: Path, snapshot: Digest
+) -> None:
+    read_view(view)
+    view.close()
+    (kept,) = [kept for kept in find_kept(cache_of(far, tmp_path).folder.root) if kept.key == map_key(snapshot)]
+    with open(kept.data_path, "r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size - 1000)
+        file.write(bytes(1000))  # the last locations: a torn block
+    (tmp_path / "log").unlink()
+    again = open_view(Repository.open(far, str(tmp_path / "cache")), snapshot)
+    assert read_view(again) == TREE
+    again.close()
+    assert not [line for line in asked(tmp_path) if line.startswith("list")], "the object index was asked where they are"
+    assert [line for line in asked(tmp_path) if map_key(snapshot) in line]
+
+
+class Evicting:
+    """A cached file that is evicted between the look and the read, once."""
+
+    def __init__(self, file: LocalCopy, store: CachedStore) -> None:
+        self._file = file
+        self._store = store
+        self.evicted = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def is_here(self, offset: int, length: int) -> bool:
+        found = self._file.is_here(offset, length)
+        if found and not self.evicted:
+            self._store.folder.shrink(0)
+            self.evicted += 1
+        return found
+
+
+def test_what_is_evicted_between_the_look_and_the_read_is_fetched_again(far: RemoteStore, tmp_path: Path) -> None:
+    cache = cache_of(far, tmp_path)
+    key = next(key for key in far.list("packs/") if key.endswith(".pack"))
+    expected = far.get(key, length=300_000)
+    evicting = Evicting(cache.copy(key), cache)
+
+    class Store:
+        def cached(self, key: str, offset: int = 0, length: int = 0) -> Evicting:
+            return evicting
+
+        def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+            raise AssertionError("the cache has it")
+
+    assert RangeReader(Store()).read(key, 0, 300_000) == expected  # type: ignore[arg-type] # all that a reader needs
+    assert evicting.evicted == 1
 
 
 def test_damage_in_the_store_is_reported_and_never_served(

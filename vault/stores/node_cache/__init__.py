@@ -20,7 +20,7 @@ It knows keys and bytes; that what it keeps is right is seen by those who hash i
 
 from vault.stores.node_cache.copy import FETCH_SIZE_MAX
 from vault.stores.node_cache.folder import CacheFolder
-from vault.stores.node_cache.store import CachedStore, RemoteStore
+from vault.stores.node_cache.store import CachedStore, RemoteStore, wrap
 
 __all__ = ["FETCH_SIZE_MAX", "CachedStore", "cached_store"]
 
@@ -37,4 +37,4 @@ def cached_store(store: RemoteStore, folder: str, size_max_bytes: int | None = N
     Raises:
         CacheUnusable: the folder cannot be written, or is something else.
     """
-    return CachedStore(store, CacheFolder(folder, size_max_bytes))
+    return wrap(store, CacheFolder(folder, size_max_bytes))

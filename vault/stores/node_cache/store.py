@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from vault.errors import CacheUnusable
-from vault.stores.base import Buffer, CachedFile, RemoteFiles, Stage, Store, check_range
+from vault.stores.base import Buffer, CachedFile, ReadRange, RemoteFiles, Stage, Store, Uploads, check_range
 from vault.stores.node_cache.copy import LocalCopy, open_copy
 from vault.stores.node_cache.folder import CacheFolder
 from vault.stores.node_cache.layout import block_size_of
@@ -137,6 +137,31 @@ class CachedStore:
             if file.was_used:
                 file.was_used = False
                 self._files[key] = file
+
+
+class _RemoteUploads(RemoteStore, Uploads, Protocol):
+    """A remote store that takes uploads."""
+
+
+class CachedUploads(CachedStore):
+    """A cached store whose remote one takes files straight from where they lie."""
+
+    def __init__(self, store: _RemoteUploads, folder: CacheFolder) -> None:
+        super().__init__(store, folder)
+        self._uploads: Uploads = store
+
+    def upload(self, key: str, size: int, read: ReadRange) -> None:
+        """Create a key. See Uploads."""
+        self._uploads.upload(key, size, read)
+
+    def holds(self, key: str, size: int, read: ReadRange) -> bool | None:
+        """Tell whether a key has these bytes. See Uploads."""
+        return self._uploads.holds(key, size, read)
+
+
+def wrap(store: RemoteStore, folder: CacheFolder) -> CachedStore:
+    """Return a cached store that can do what the remote one can."""
+    return CachedUploads(store, folder) if isinstance(store, Uploads) else CachedStore(store, folder)
 
 
 def _read_all(descriptor: int, start: int, end: int) -> bytes:

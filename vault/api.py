@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from vault.ops.diff_sides import TreeDiff
     from vault.ops.edit import Edit
     from vault.ops.exclusion import Exclusion
+    from vault.ops.identify import Identified, Sampled
     from vault.ops.influence import Reached
     from vault.ops.lineage import Lineage
     from vault.ops.sync import Synced
@@ -465,6 +466,31 @@ class Vault:
 
         content, _ = identify(os.fsdecode(what))
         return Whence(self.open_audit()).origins(content)
+
+    def identify(self, folder: StrPath, *, progress: Progress = SILENT) -> "Identified":
+        """Return which version a folder of this machine is, by contents: the same tree, or the nearest and the difference.
+
+        Raises:
+            SourceUnreadable, SourceChanged, SpecialFile: naming the file.
+            UsageError: there is no such folder.
+        """
+        from vault.ops.identify import Identify
+
+        question = Identify(self.repository, progress=progress)
+        try:
+            return question.folder(os.fsencode(folder))
+        finally:
+            question.close()
+
+    def identify_sample(self, folder: StrPath, count: int = 1000, *, progress: Progress = SILENT) -> "Sampled":
+        """Return which version a folder is like, by the contents of so many of its files, and how sure that is."""
+        from vault.ops.identify import Identify
+
+        question = Identify(self.repository, progress=progress)
+        try:
+            return question.sample(os.fsencode(folder), count)
+        finally:
+            question.close()
 
     def reached(self, target: str, *, content: bool = False) -> "Iterator[Reached]":
         """Yield the runs that opened a target, then those that opened what they had made, and so on. Arguments: `audit`."""

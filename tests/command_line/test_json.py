@@ -140,6 +140,26 @@ def test_diff(reference, library):
     assert not reference.never_seen("diff")
 
 
+def test_identify(reference, library, tmp_path):
+    source = os.path.join(os.path.dirname(library.store), "source")
+    [place, summary] = answer(reference, library, "identify", source)
+    assert (place["ref"], summary["ref"], summary["match"]) == ("imagenet@v2", "imagenet@v2", "exact")
+    folder = tmp_path / "folder"
+    shutil.copytree(source, folder, symlinks=True)
+    (folder / "labels.csv").write_text("other")
+    (folder / "train" / "n01" / "1.JPEG").rename(folder / "moved")
+    records = answer(reference, library, "identify", "--diff", str(folder))
+    assert {record["path"]: record["kind"] for record in records[:-1]} == {"labels.csv": "changed", "moved": "renamed"}
+    assert (records[-1]["match"], records[-1]["ref"], records[-1]["versions"]) == ("near", "imagenet@v2", 3)
+    [sample] = answer(reference, library, "identify", "--sample", "50", str(folder))
+    assert (sample["match"], sample["looked_at"] - sample["found"]) == ("sample", 1)
+    (tmp_path / "unlike").mkdir()
+    (tmp_path / "unlike" / "file").write_text("never seen")
+    [summary] = answer(reference, library, "identify", str(tmp_path / "unlike"), status=3)
+    assert (summary["match"], summary["ref"]) == ("none", None)
+    assert not reference.never_seen("identify")
+
+
 def test_label(reference, site, tmp_path):
     (tmp_path / "file").write_text("1")
     site.vault("commit", str(tmp_path / "file"), "d")

@@ -29,7 +29,7 @@ from vault.format.tree import (
     check_entry_name,
     check_target,
 )
-from vault.ids import Digest
+from vault.ids import DIGEST_SIZE, Digest
 
 _NAMES_A_SEARCH: Final = 32  # a search in the page costs as much as taking so many names out of it
 _NAME_AT = struct.Struct("<IB")
@@ -172,6 +172,14 @@ class LeafPage:
         if starts != offsets or self._heap + end > self._heap_end:
             raise FormatError("tree page", "not in canonical form")
         return StoredRows(rows, self._data[self._heap + offsets[0] : self._heap + end])
+
+    def digests(self) -> list[Digest]:
+        """Return the digest of each row."""
+        data, size = self._data, LEAF_ROW.size
+        return [
+            Digest(data[at - DIGEST_SIZE : at])
+            for at in range(HEADER.size + size, HEADER.size + (self.count + 1) * size, size)
+        ]
 
     def signatures(self) -> list[bytes]:
         """Return for each row what says all of it, to be compared with rows of other pages. Raises as `columns`."""

@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 S3_PACKAGES := ceph-mon ceph-osd radosgw ceph-common
 TEST_PACKAGES := fuse3 libfuse2 strace git iproute2 faketime $(S3_PACKAGES)
+GATEWAY ?= /tmp/vaultfs-gateway
 BENCH_PACKAGES := fuse3 libfuse2 git restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
-S3_BENCH_PACKAGES := fuse3 libfuse2 rclone s3fs ceph-mon ceph-osd radosgw ceph-common
+S3_BENCH_PACKAGES := fuse3 libfuse2 rclone s3fs $(S3_PACKAGES)
 
-.PHONY: demo demo-s3 test check fast test-torch soak bench bench-s3 bench-quick clean help
+.PHONY: demo demo-s3 test check fast test-torch soak bench bench-s3 bench-quick gateway gateway-down clean help
 .DEFAULT_GOAL := help
 
 help: ## List the targets.
@@ -32,6 +33,13 @@ test: $(VENV)/installed-dev check ## All checks and all tests.
 	tools/require packages $(TEST_PACKAGES)
 	tools/require fuse
 	$(BIN)/python -m pytest
+
+gateway: $(VENV)/installed-s3 ## Start a real S3 service to try things with (Ceph, in memory), and print what to export.
+	tools/require packages $(S3_PACKAGES)
+	@$(BIN)/python -m vault.testing.ceph up $(GATEWAY)
+
+gateway-down: ## End it, with all that is in it.
+	@$(BIN)/python -m vault.testing.ceph down $(GATEWAY)
 
 check: $(VENV)/installed-dev ## Style, types and layers.
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from vault.stores.s3.spool import Spool
 from vault.stores.s3.uploads import Uploads, writer_of
 
 SINGLE_PUT_MAX: Final = 160 << 20  # a pack and its slack: one request, and create-once wherever PUT honours it
-UPLOAD_WHOLE_MAX: Final = 32 << 20  # from here on parts side by side are faster than one stream
+UPLOAD_WHOLE_MAX: Final = 72 << 20  # packs that are uploaded side by side; larger files go in parts side by side
 _PAGE: Final = 1000
 _PIECE_MIN: Final = 64 << 10
 _PIECE_LARGEST: Final = 4 << 20

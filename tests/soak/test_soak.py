@@ -39,7 +39,9 @@ READERS: Final = 3
 DEADLINE_S: Final = 10
 HANG_S: Final = 6 * DEADLINE_S + 30  # a try opens, lists and reads several times, and a mount may be made in between
 CACHE_SIZE: Final = "12MB"
-FAULT_SHARE: Final = 0.03
+FAULT_SHARE: Final = 0.03  # of requests
+FLIP_SHARE: Final = 0.1  # of answers with data, which are hashed by who reads them
+DATA: Final = ("/packs/", "/whole/", "/maps/")
 PAUSE_S_MAX: Final = 0.5
 COMMIT_TIMEOUT_S: Final = 120
 HERE: Final = os.path.dirname(os.path.abspath(__file__))
@@ -169,25 +171,29 @@ class Soak:
 
     def _fault(self, method: str, target: str) -> faults.Action | None:
         """Decide what a request meets. Called by the proxy's threads."""
-        chance = random.random()
-        if chance > FAULT_SHARE:
+        if method == "GET" and any(part in target for part in DATA) and random.random() < FLIP_SHARE:
+            return faults.Rewrite(self._flip)
+        if random.random() > FAULT_SHARE:
             return None
-        kind = int(chance / FAULT_SHARE * 7)
-        if kind == 0:
-            return faults.Answer(500, faults.error_body("InternalError"))
-        if kind == 1:
-            return faults.Answer(503, faults.error_body("SlowDown"))
-        if kind == 2:
-            return faults.Cut(int(random.expovariate(1 / 100_000)))
-        if kind == 3:
-            return faults.Lose()
-        if kind == 4:
-            return faults.Drop()
-        if kind == 5:
-            return faults.Delay(random.uniform(0.05, 0.5))
-        if method == "GET" and any(part in target for part in ("/packs/", "/whole/", "/maps/")):
-            return faults.Rewrite(_flip_somewhere)
-        return None
+        return random.choice(
+            (
+                faults.Answer(500, faults.error_body("InternalError")),
+                faults.Answer(503, faults.error_body("SlowDown")),
+                faults.Cut(int(random.expovariate(1 / 100_000))),
+                faults.Lose(),
+                faults.Drop(),
+                faults.Delay(random.uniform(0.05, 0.5)),
+            )
+        )
+
+    def _flip(self, body: bytes) -> bytes:
+        """Invert a bit of an answer."""
+        if not body:
+            return body
+        self.done["flipped a bit"] += 1
+        changed = bytearray(body)
+        changed[random.randrange(len(body))] ^= 1 << random.randrange(8)
+        return bytes(changed)
 
     # What goes wrong.
 
@@ -243,12 +249,12 @@ class Soak:
         ]
         if not places:
             return
-        place = self._chance.choice(sorted(places))
-        with contextlib.suppress(OSError), open(place, "r+b") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size:
-                file.seek(self._chance.randrange(size))
-                file.write(self._chance.randbytes(min(100, size)))
+        for place in self._chance.choices(sorted(places), k=10):
+            with contextlib.suppress(OSError), open(place, "r+b") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size:
+                    file.seek(self._chance.randrange(size))
+                    file.write(self._chance.randbytes(min(100, size)))
 
     def _begin_commit(self) -> None:
         if self._commit is not None and self._commit.poll() is None:
@@ -330,14 +336,6 @@ class Soak:
             watched = Watched(run, process)
             self.readers.append(watched)
             watched.listener.start()
-
-
-def _flip_somewhere(body: bytes) -> bytes:
-    if not body:
-        return body
-    changed = bytearray(body)
-    changed[random.randrange(len(body))] ^= 1 << random.randrange(8)
-    return bytes(changed)
 
 
 @contextlib.contextmanager

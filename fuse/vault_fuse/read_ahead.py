@@ -11,7 +11,7 @@ for it. All packs share one credit: what is fetched costs, what is used earns ma
 random order soon has it fetched at the speed of the link, and random reads in a store much larger than the cache use up the
 credit once, and from then on cost what they read. A debt is forgotten in time: another job may read otherwise.
 
-docs/adr/0031-read-ahead-by-credit.md has the measurements. Threads: one at a time.
+docs/adr/0017-read-ahead-by-credit.md has the measurements. Threads: one at a time.
 """
 
 from typing import Final

@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeVar
 
 from vault.clock import monotonic_s
 from vault.errors import StoreUnavailable
-from vault.format.layout import WHOLE
+from vault.format.layout import MAPS, WHOLE
 from vault.repo.waits import Waits, waiting
 from vault.stores.base import Buffer, CachedFile, CachedFiles, Stage, Store
 from vault.stores.time_limit import time_left_s, time_limit
@@ -156,6 +156,7 @@ class _ReadFile:
         self.file = file
         self.key = file.key
         self._counts_all = file.key.startswith(WHOLE)  # else only what was fetched ahead: see read_ahead.py
+        self._comes_in_parts = file.key.startswith(MAPS)
         self._is_new = True  # its first bytes may have come as it was opened
 
     @property
@@ -191,7 +192,7 @@ class _ReadFile:
         used = length if self._counts_all else 0 if cleared is None else cleared.coming
         self._reads.tell(Hint(self.key, offset + length, used, self.size, missed=True))
         self._is_new = False
-        self._reads.fetch(self.file, offset, length, ahead)
+        self._reads.fetch(self.file, offset, length, ahead if self._comes_in_parts else 0)  # else the fetcher has it coming
 
     def forget(self, offset: int, length: int) -> bool:
         """See CachedFile."""

@@ -13,7 +13,7 @@ from typing import Final
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vault import errors
-    from vault.api import Found, Vault, edit
+    from vault.api import Found, Vault, edit, prefetch_plan
     from vault.api import init_vault as init
     from vault.api import open_vault as open
     from vault.errors import VaultError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vault.ops.diff import Change, ChangeKind
     from vault.ops.edit import Edit
     from vault.ops.edit_commit import EditCommit
+    from vault.ops.hints import prefetch
     from vault.ops.verify import Problem, Verification
     from vault.progress import Progress
     from vault.repo.datasets import Dataset, Version
@@ -63,6 +64,8 @@ _PLACES: Final = {
     "log_metric": "vault.live_run:log_metric",
     "log_params": "vault.live_run:log_params",
     "open": "vault.api:open_vault",
+    "prefetch": "vault.ops.hints:prefetch",
+    "prefetch_plan": "vault.api:prefetch_plan",
     "run": "vault.live_run:run",
 }
 
@@ -97,6 +100,8 @@ __all__ = [
     "log_metric",
     "log_params",
     "open",
+    "prefetch",
+    "prefetch_plan",
     "run",
 ]
 

@@ -431,6 +431,36 @@ class Vault:
         audit = self.open_audit()
         return audit.opened_files(audit.run(run))
 
+    def prefetch_plan(self, run: str, ref: str = "", *, host: str = "", progress: Progress = SILENT) -> int:
+        """Have files fetched in the order in which a run opened them, ahead of who will read them.
+
+        A mount of this store on this machine takes that over, and the call returns at once. Without one, files are fetched
+        into this machine's cache now, until it is full. If the store's files are on this machine, nothing is done.
+
+        Args:
+            run: named as for `run`.
+            ref: the version that will be read, in which the same paths are fetched; that which the run read if empty.
+            host: as this host saw it; that of this machine if it took part, else all, if empty.
+            progress: told what is here, without a mount.
+
+        Returns:
+            How many files that are.
+
+        Raises:
+            RefNotFound, AmbiguousRef: there is no such run or version, or several.
+            UsageError: the order is not on record.
+        """
+        from vault.ops.prefetch_plan import fetch_here, hand_over, is_near, plan_of_run
+
+        repository = self.repository
+        found = self.run(run).run
+        plans = plan_of_run(repository, found, ref=parse_ref(ref) if ref else None, host=host)
+        if not is_near(repository):
+            for plan in plans:
+                if hand_over(repository, plan, origin=f"run:{found}") is None:
+                    fetch_here(repository, plan, progress=progress)
+        return sum(len(plan.numbers) for plan in plans)
+
     def compare(self, old: str, new: str) -> "Comparison":
         """Return what differs between two runs, the likeliest cause of another result first.
 
@@ -597,6 +627,11 @@ def init_vault(store: str | None = None, *, cache_dir: str | None = None) -> Vau
 def edit(ref: str, *, store: str | None = None, cache_dir: str | None = None) -> "Edit":
     """Begin to change a version of a store; see `Vault.edit`. Arguments as of `open`."""
     return open_vault(store, cache_dir=cache_dir).edit(ref)
+
+
+def prefetch_plan(run: str, ref: str = "") -> int:
+    """Do what `Vault.prefetch_plan` does, for the store that VAULTFS_STORE or `config.toml` names."""
+    return open_vault().prefetch_plan(run, ref)
 
 
 def user_name() -> str:

@@ -49,7 +49,7 @@ TRIES_MAX: Final = 3  # of one piece
 PAUSE_S: Final = 2.0  # after the store or the cache has failed
 JUMP_OPENS: Final = 32  # files in a row that were opened beyond what was handed out: the reader is there
 JUMP_AFTER_S: Final = 1.0  # without one that was
-HINT_AGE_S_MAX: Final = 300.0  # without an open, until what came through the pipe is taken as passed
+HINT_AGE_S_MAX: Final = 300.0  # without an open, until what came through the pipe by then is forgotten
 HINTED_SNAPSHOTS_MAX: Final = 8
 HINTS_AHEAD_MAX: Final = 1 << 20  # paths of one snapshot that were found and wait
 LINES_AT_ONCE: Final = 4096
@@ -142,9 +142,14 @@ class _FilePlan:
             place = self._places[number] if number < len(self._places) else _NOWHERE
             if place != _NOWHERE and place >= self.followed.window.place:
                 self._beyond.append(place)
-        if len(self._beyond) == JUMP_OPENS and now_s - self.followed.moved_s > JUMP_AFTER_S:
-            logger.debug("plan %s goes on at file %d of %d, where its reader is", self.name, min(self._beyond), self._files)
-            self.followed.window.pass_over(min(self._beyond))
+        if now_s - self.followed.moved_s <= JUMP_AFTER_S:
+            return
+        near = self.followed.window.opened_beyond()
+        beyond = near if len(near) >= JUMP_OPENS else self._beyond
+        if len(beyond) >= JUMP_OPENS:
+            logger.debug("plan %s goes on at file %d of %d, where its reader is", self.name, min(beyond), self._files)
+            self.followed.window.pass_over(min(beyond))
+            self.followed.moved_s = now_s
             self._beyond.clear()
 
     @property
@@ -279,6 +284,11 @@ class Plans:
 
     def _take_hints(self, now_s: float) -> None:
         assert self._pipe is not None
+        for hinted, followed in self._hinted.values():
+            if followed.window.files_ahead and now_s - followed.moved_s > HINT_AGE_S_MAX:
+                followed.moved_s = now_s
+                hinted.waiting.clear()
+                followed.window.pass_all()  # nobody came: these were no good hints
         for line in self._pipe.take(LINES_AT_ONCE):
             found = self._paths.find(line)
             if found is not None:
@@ -287,9 +297,6 @@ class Plans:
                 if len(waiting) < HINTS_AHEAD_MAX:
                     waiting.append(number)
         for _, followed in self._hinted.values():
-            if followed.window.files_ahead and now_s - followed.moved_s > HINT_AGE_S_MAX:
-                followed.moved_s = now_s
-                followed.window.pass_files(followed.window.files_ahead)  # nobody came: these were no good hints
             followed.advance(now_s)
             if followed.ready:
                 self._queue.feed(followed)

@@ -6,7 +6,7 @@ pieces come in small batches, for the next file must come first; farther away in
 are joined. Where the reader is shows in how often files were opened. Fetches nothing itself. Threads: one.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ BATCH_SIZE_MIN: Final = 1 << 20
 BATCH_SIZE_MAX: Final = 64 << 20
 FILES_AHEAD_MAX: Final = 100_000  # handed out and not reached; memory
 LOOKED_AT_MAX: Final = 4096  # files ahead that are looked at when the reader's place is asked for
+UPCOMING_MAX: Final = 4096  # files behind these whose counts are known: a reader that comes there first is seen
 PASSED_BEHIND: Final = 2048  # files before the farthest that was opened: several processes read side by side
 _FOLDERS_KEPT: Final = 4096
 _AHEAD_MIN: Final = 16 << 20
@@ -61,11 +62,13 @@ class Window:
         self._numbers = iter(numbers)
         self._size_max = size_max
         self._times = times
+        self._upcoming: deque[tuple[int, int]] = deque()  # what comes next: entry, and how often it was opened by then
         self._ahead: OrderedDict[int, _Ahead] = OrderedDict()  # by place in the order
         self._blocks: dict[tuple[str, int], int] = {}  # handed out -> by how many files that are ahead
         self._folders: OrderedDict[int, None] = OrderedDict()  # whose pages were handed out
         self.place = 0  # of the order: all before it was handed out, or passed over
         self.is_at_end = False
+        self._look_ahead()
 
     @property
     def size_ahead(self) -> int:
@@ -87,10 +90,14 @@ class Window:
         size = 0
         size_max = min(max(self.size_ahead, BATCH_SIZE_MIN), BATCH_SIZE_MAX)
         while size < size_max and self.size_ahead < self._size_max and len(self._ahead) < FILES_AHEAD_MAX:
-            number = next(self._numbers, None)
-            if number is None:
+            self._look_ahead()
+            if not self._upcoming:
                 self.is_at_end = True
                 break
+            number, times = self._upcoming.popleft()
+            if self._times(number) > times:  # the reader was faster
+                self.place += 1
+                continue
             for found in self._take(number):
                 wanted.append(found)
                 size += found.length
@@ -111,19 +118,30 @@ class Window:
         """Go on at a place of the order, and take all before it as passed."""
         for behind in [known for known in self._ahead if known < place]:
             self._leave(behind)
-        while self.place < place and next(self._numbers, None) is not None:
+        while self.place < place and (self._upcoming or next(self._numbers, None) is not None):
+            if self._upcoming:
+                self._upcoming.popleft()
             self.place += 1
+        self._look_ahead()
 
-    def pass_files(self, count: int) -> None:
-        """Take so many files as passed, those that were handed out first."""
-        for place in list(islice(self._ahead, count)):
-            self._leave(place)
+    def opened_beyond(self) -> list[int]:
+        """Return the places of files that were opened before they were handed out, as far as that is looked after."""
+        return [self.place + at for at, (number, times) in enumerate(self._upcoming) if self._times(number) > times]
+
+    def pass_all(self) -> None:
+        """Take as passed what was handed out, and what would come next."""
+        self.pass_over(self.place + len(self._upcoming))
 
     def _leave(self, place: int) -> None:
         for block in self._ahead.pop(place).blocks:
             self._blocks[block] -= 1
             if not self._blocks[block]:
                 del self._blocks[block]
+
+    def _look_ahead(self) -> None:
+        """Note how often the files were opened that come next."""
+        while len(self._upcoming) < UPCOMING_MAX and (number := next(self._numbers, None)) is not None:
+            self._upcoming.append((number, self._times(number)))
 
     def _take(self, number: int) -> Iterator[StoredRange]:
         """Hand out a file: yield the blocks of it that are not handed out."""

@@ -52,6 +52,8 @@ def show(view: EditView, start_lower: Callable[[], None]) -> bool:
     lower_answers = _lower_answers(view)
     if is_shown(view):
         if lower_answers:
+            if os.statvfs(view.target).f_flag & os.ST_RDONLY:
+                make_writable(view)  # a commit was killed
             return False
         fuse_device.unmount(view.target, lazy=True)  # what it stands on is gone: every read fails
     check_target(view)

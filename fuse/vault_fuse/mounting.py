@@ -98,7 +98,7 @@ class MountParts:
 
     def _open_to_write(self) -> Repository:
         """Open the repository after a look at whether it is there: a store that is away must not be begun anew."""
-        return Repository.open(self.open_store(), self.cache_root)
+        return Repository.open(self.open_store(), self.cache_root, node_cache=None)
 
 
 class _NoRecorder:

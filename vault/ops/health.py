@@ -69,7 +69,7 @@ class _Service(Protocol):
 def check_store(store: Store, cache_root: str) -> Iterator[Finding]:
     """Say whether there is a store that this program reads."""
     try:
-        config = Repository.open(store, cache_root).config
+        config = Repository.open(store, cache_root, node_cache=None).config
     except VaultError as error:
         yield Finding(Status.PROBLEM, str(error))
         return
@@ -117,7 +117,7 @@ def check_store_leftovers(store: Store) -> Iterator[Finding]:
 
 def check_clock(store: Store, cache_root: str) -> Iterator[Finding]:
     """Say whether this machine's clock is behind what others have written to the store."""
-    newest_ns = parse_time(Repository.open(store, cache_root).config.created)
+    newest_ns = parse_time(Repository.open(store, cache_root, node_cache=None).config.created)
     if isinstance(store, LocalFiles):
         folder = os.path.dirname(store.path(CONFIG_KEY))
         newest_ns = max(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vault.testing.gateway import Gateway, start_gateway
+from vault.testing.gateway import Gateway, start_gateway, why_not_startable
 
 
 def pytest_configure() -> None:
@@ -20,6 +20,9 @@ def pytest_configure() -> None:
 @pytest.fixture(scope="session")
 def gateway() -> Iterator[Gateway]:
     """A real S3 service: a Ceph started for this session, or the one that VAULTFS_TEST_S3 names."""
+    missing = why_not_startable()
+    if missing:
+        pytest.skip(missing)
     with start_gateway() as started:
         yield started
 

@@ -32,6 +32,7 @@ ACCESS_KEY: Final = "vaultfs-test-key"
 SECRET_KEY: Final = "vaultfs-test-secret"
 PORT: Final = 7480
 PROGRAMS: Final = ("ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
+INSTALL: Final = "apt-get install --no-install-recommends ceph-mon ceph-osd radosgw ceph-common"
 START_TIMEOUT_S: Final = 100.0
 _STARTS_MAX: Final = 3  # a port that was free may be taken by somebody else before Ceph does
 _STEP_TIMEOUT_S: Final = 60.0
@@ -101,8 +102,7 @@ def start(folder: str, *, port: int = 0, bound_to_us: bool = False) -> str:
     """
     missing = missing_programs()
     if missing:
-        packages = "apt-get install --no-install-recommends ceph-mon ceph-osd radosgw ceph-common"
-        raise CephFailed(f"{', '.join(missing)} cannot be found: {packages}")
+        raise CephFailed(f"{', '.join(missing)} cannot be found: {INSTALL}")
     for attempt in range(1, _STARTS_MAX + 1):
         stop(folder)
         try:

@@ -129,6 +129,12 @@ def empty(client: Any, bucket: str) -> None:
             client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
+def why_not_startable() -> str:
+    """Return why `start_gateway` cannot work on this machine, or an empty text."""
+    missing = [] if os.environ.get(VARIABLE) else ceph.missing_programs()
+    return f"no S3 service: {', '.join(missing)} cannot be found ({ceph.INSTALL})" if missing else ""
+
+
 @contextlib.contextmanager
 def start_gateway() -> Iterator[Gateway]:
     """Start a Ceph that ends with this process, or use the one that VAULTFS_TEST_S3 names."""

@@ -4,10 +4,12 @@ Texts of services are not trusted to say what to do next; they are kept where ou
 clock that is compared. Threads: safe.
 """
 
+import re
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from enum import Enum
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -99,12 +101,9 @@ def understand(error: Exception, question: Question, place: Place) -> Refusal | 
     if isinstance(error, CutOff | IncompleteReadError | ResponseStreamingError):
         return Refusal(StoreUnavailable(place.url, "an answer was cut off"), What.REPEAT)
     if isinstance(error, SSLError):
-        reason = (
-            f"the connection is not safe ({_short(error)}); AWS_CA_BUNDLE names the certificates of an authority of yours"
-        )
-        return Refusal(StoreRefused(place.url, reason), was_sent=False)
+        return Refusal(StoreRefused(place.url, _unsafe(error)), was_sent=False)
     if isinstance(error, EndpointConnectionError):
-        reason = f"no connection to {error.kwargs.get('endpoint_url', 'it')}: {_short(error.kwargs.get('error', error))}"
+        reason = f"no connection to {_address(error)}: {_innermost(error)}"
         return Refusal(StoreUnavailable(place.url, reason), What.REPEAT, was_sent=False)
     if isinstance(error, ConnectionError | HTTPClientError):
         return Refusal(StoreUnavailable(place.url, _short(error)), What.REPEAT)
@@ -183,6 +182,25 @@ def _clocks(error: ClientError) -> str:
         return "the clock of this machine differs from the service's: set it (timedatectl)"
     direction = "ahead of" if ahead_s > 0 else "behind"
     return f"the clock of this machine is {abs(ahead_s) / 60:,.0f} minutes {direction} the service's: set it (timedatectl)"
+
+
+def _unsafe(error: SSLError) -> str:
+    said = _innermost(error)
+    if "wrong version number" in said:
+        return f"{_address(error)} does not speak TLS: write http:// in AWS_ENDPOINT_URL, if that is meant"
+    return f"the connection to {_address(error)} is not safe: {said}; AWS_CA_BUNDLE names a file with your own authority"
+
+
+def _address(error: BotoCoreError) -> str:
+    parts = urlsplit(str(error.kwargs.get("endpoint_url", "")))
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "it"
+
+
+def _innermost(error: BotoCoreError) -> str:
+    """Return what the system said, out of the layers of text around it."""
+    said = _short(error.kwargs.get("error", error))
+    found = re.findall(r"\[(?:Errno -?\d+|SSL: \w+)\] ([^()\[\]]+)", said)
+    return str(found[-1]).strip() if found else said
 
 
 def clock_difference_s(date: str) -> float | None:

@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 S3_PACKAGES := ceph-mon ceph-osd radosgw ceph-common
 TEST_PACKAGES := fuse3 libfuse2 strace git iproute2 faketime openssl $(S3_PACKAGES)
 GATEWAY ?= /tmp/vaultfs-gateway
+GATEWAY_PORT ?= 7480
 BENCH_PACKAGES := fuse3 libfuse2 git restic borgbackup squashfuse squashfs-tools erofs-utils erofsfuse
 S3_BENCH_PACKAGES := fuse3 libfuse2 rclone s3fs $(S3_PACKAGES)
 
@@ -36,7 +37,7 @@ test: $(VENV)/installed-dev check ## All checks and all tests.
 
 gateway: $(VENV)/installed-s3 ## Start a real S3 service to try things with (Ceph, in memory), and print what to export.
 	tools/require packages $(S3_PACKAGES)
-	@$(BIN)/python -m vault.testing.ceph up $(GATEWAY)
+	@$(BIN)/python -m vault.testing.ceph up $(GATEWAY) --port $(GATEWAY_PORT)
 
 gateway-down: ## End it, with all that is in it.
 	@$(BIN)/python -m vault.testing.ceph down $(GATEWAY)

@@ -1,6 +1,6 @@
 """A real S3 service on this machine: one Ceph monitor, one OSD that keeps all data in memory, and the RADOS gateway.
 
-    python -m vault.testing.ceph up DIR [--port 7480]     starts it in some 12 s and prints what to export
+    python -m vault.testing.ceph up DIR [--port 7480]     starts it in some 12 s, unless it runs, and prints what to export
     python -m vault.testing.ceph down DIR                 ends it, and removes DIR with all data
 
 For tests and for trying things out: nothing survives its end. It listens on the loopback interface alone; any user of the
@@ -13,6 +13,7 @@ What tests do with it is in gateway.py. Threads: none.
 import argparse
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -38,6 +39,7 @@ _STARTS_MAX: Final = 3  # a port that was free may be taken by somebody else bef
 _STEP_TIMEOUT_S: Final = 60.0
 _END_TIMEOUT_S: Final = 10.0
 _POLL_S: Final = 0.05
+_PROCESSES: Final = 3
 _children: dict[str, list[subprocess.Popen[bytes]]] = {}  # of this process, by folder: whoever starts one takes its status
 
 # One copy of everything, four placement groups a pool, no sockets for administration (their paths would be too long), and
@@ -105,6 +107,8 @@ def start(folder: str, *, port: int = 0, bound_to_us: bool = False) -> str:
         raise CephFailed(f"{', '.join(missing)} cannot be found: {INSTALL}")
     for attempt in range(1, _STARTS_MAX + 1):
         stop(folder)
+        if port and not _is_free(port):
+            raise CephFailed(f"port {port} of this machine is in use: choose another one")
         try:
             return _start(os.path.abspath(folder), port or _free_ports(1)[0], bound_to_us)
         except CephFailed:
@@ -115,6 +119,15 @@ def start(folder: str, *, port: int = 0, bound_to_us: bool = False) -> str:
             stop(folder)
             raise
     raise AssertionError("the last attempt returns or raises")
+
+
+def running(folder: str) -> str:
+    """Return the URL of the gateway that runs with its state in a folder; an empty text if none does."""
+    if len(list(_noted(folder))) < _PROCESSES:
+        return ""
+    with open(f"{folder}/ceph.conf", encoding="utf-8") as file:
+        found = re.search(r"endpoint=(127\.0\.0\.1:\d+)", file.read())
+    return f"http://{found[1]}" if found else ""
 
 
 def stop(folder: str) -> None:
@@ -249,6 +262,16 @@ def _free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in found]
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def variables(url: str) -> dict[str, str]:
     """Return the environment variables by which boto3 finds a gateway."""
     return {
@@ -272,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if os.path.isdir(given.folder) and os.listdir(given.folder) and not os.path.exists(f"{given.folder}/ceph.conf"):
         parser.error(f"{given.folder} holds something else: give a new or empty folder")
     try:
-        url = start(given.folder, port=given.port)
+        url = running(given.folder) or start(given.folder, port=given.port)
     except CephFailed as error:
         sys.stderr.write(f"{error}\n")
         return 1

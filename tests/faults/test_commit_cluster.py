@@ -255,6 +255,40 @@ def through(proxy: Proxy, gateway: Gateway, url: str) -> S3Store:
 # What cannot work.
 
 
+class Doom:
+    """A Progress that does something when the first part is done."""
+
+    def __init__(self, happen: Callable[[], None]) -> None:
+        self.happen: Callable[[], None] | None = happen
+
+    def update(self, *, phase: str, files: int, size_bytes: int, files_total: int = 0, size_bytes_total: int = 0) -> None:
+        if "worker" in phase and self.happen is not None:
+            happen, self.happen = self.happen, None
+            happen()
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("victim", ["scheduler", "workers"])
+def test_a_cluster_that_goes_away_is_told_and_leaves_nothing_visible(
+    doomed: Cluster, place: Place, monkeypatch: pytest.MonkeyPatch, victim: str
+) -> None:
+    monkeypatch.setattr(cluster_client, "WORKERS_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(cluster_client, "LOOK_EVERY_S", 0.1)
+    doomed.add_worker()
+    doomed.wait_for(1)
+    monkeypatch.setattr(cluster_client, "WORKERS_TIMEOUT_S", 1.0)
+
+    def happen() -> None:
+        for process in doomed.processes if victim == "workers" else filter(None, [doomed.scheduler]):
+            process.kill()
+
+    with pytest.raises(ClusterError, match=r"all workers are gone|connection to the scheduler|given up the tasks"):
+        commit(place.repository(), place.write(TREE), "d", cluster=doomed.address, progress=Doom(happen))
+    assert place.keys("datasets/") == {}
+    assert commit(place.repository(), place.source, "d").version == 1
+    assert stored_twice(place.store()) == []
+
+
 def test_nobody_there(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_client, "CONNECT_TIMEOUT_S", 0.5)
     with pytest.raises(ClusterError, match="no Dask scheduler answers"):

@@ -19,6 +19,8 @@ from vault.ops.commit import CommitResult, commit
 from vault.ops.source import BeginDirectory, EndDirectory, Source, SourceFile
 from vault.ops.sources import is_url, open_source
 from vault.ops.url_rows import Row, SortedRows, row_order
+from vault.repo.repository import Repository
+from vault.stores.s3.store import S3Store
 from vault.testing.gateway import Gateway
 from vault.testing.places import Place
 from vault.testing.trees import Tree, noise, text
@@ -161,7 +163,7 @@ def test_one_object_is_a_source_too(folder: Place, where: str, request: pytest.F
 
 def test_nothing_at_all_is_an_error(folder: Place, put_in_a_bucket: Put, put_in_memory: Put) -> None:
     for url in (put_in_a_bucket({}), b"memory://nothing-is-here"):
-        with pytest.raises((SourceUnreadable, SourceChanged)):
+        with pytest.raises(SourceUnreadable, match="there is no"):
             commit(folder.repository(), url, "d")
     with pytest.raises(UsageError):
         commit(folder.repository(), b"nosuchprotocol://x", "d")
@@ -176,6 +178,14 @@ def test_a_folder_of_a_strange_name_is_no_url(folder: Place, monkeypatch: pytest
     os.makedirs("memory:/x")
     made = commit(folder.repository(), b"memory://x", "d")
     assert folder.read(made.snapshot) == {}, "the folder, which is there"
+
+
+def test_a_store_does_not_take_itself_in(gateway: Gateway, place: str, tmp_path: Path, put_in_a_bucket: Put) -> None:
+    put_in_a_bucket({})
+    repository = Repository.init(S3Store(place), str(tmp_path / "cache"))
+    for url in (place, place.removesuffix("/store")):
+        with pytest.raises(UsageError, match="name a folder beside it"):
+            commit(repository, url.encode(), "d")
 
 
 # What is not read again, and what changes.

@@ -6,15 +6,21 @@ told as ClusterError; what a task raises is raised here as it is. Threads: one.
 
 import importlib
 import importlib.metadata
+import queue
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
 
+from vault.clock import monotonic_s
 from vault.errors import ClusterError, UsageError, VaultError
 
 CONNECT_TIMEOUT_S: Final = 15.0
 WORKERS_TIMEOUT_S: Final = 30.0
+LOOK_EVERY_S: Final = 1.0
+CLOSE_TIMEOUT_S: Final = 2.0
 _DISTRIBUTION: Final = "vaultfs"
+_LOST: Final = "the connection to the scheduler is lost; see that it runs, and run the command again"
 
 T = TypeVar("T")
 
@@ -57,22 +63,22 @@ class Cluster:
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(address, "no Dask scheduler answers there; see its address and that it runs") from error
         self._tasks: dict[str, Task[Any]] = {}
-        self._completed = self._dask.as_completed(loop=self._client.loop)
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()  # futures; Dask's own iterator outlives a lost scheduler
         try:
             self._client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
         except (OSError, TimeoutError) as error:
-            self._client.close()
+            self._client.close(timeout=CLOSE_TIMEOUT_S)
             raise ClusterError(address, "the scheduler has no workers; start some: dask worker " + address) from error
 
     @property
     def threads(self) -> int:
         """How many tasks the workers do at one time."""
-        return max(1, sum(int(threads) for threads in self._client.nthreads().values()))
+        return max(1, sum(self._threads_by_worker().values()))
 
     @property
     def workers(self) -> int:
         """How many workers there are now."""
-        return len(self._client.nthreads())
+        return len(self._threads_by_worker())
 
     @property
     def under_way(self) -> int:
@@ -103,7 +109,7 @@ class Cluster:
         given = [each.future if isinstance(each, Task) else each for each in arguments]
         task = Task(self._client.submit(function, *given, pure=False), then)
         self._tasks[task.future.key] = task
-        self._completed.add(task.future)
+        task.future.add_done_callback(self._done.put)
         return task
 
     def keep(self, function: Callable[..., T], *arguments: object) -> Task[T]:
@@ -117,7 +123,7 @@ class Cluster:
             ClusterError: its workers died again and again, or the connection is lost.
             VaultError: as the task says.
         """
-        future = next(self._completed)
+        future = self._wait()
         task = self._tasks.pop(future.key)
         try:
             result = future.result()
@@ -143,7 +149,27 @@ class Cluster:
         self._tasks.clear()
         if futures:
             self._client.cancel(futures)
-        self._client.close()
+        self._client.close(timeout=CLOSE_TIMEOUT_S)
+
+    def _threads_by_worker(self) -> dict[str, int]:
+        try:
+            found: dict[str, int] = self._client.nthreads()
+        except (OSError, TimeoutError) as error:
+            raise ClusterError(self._address, _LOST) from error
+        return found
+
+    def _wait(self) -> Any:
+        """Return a future that is done. Raises ClusterError once nobody is left who could do anything."""
+        alone_since_s = monotonic_s()
+        while True:
+            with suppress(queue.Empty):
+                return self._done.get(timeout=LOOK_EVERY_S)
+            if self._client.status != "running":
+                raise ClusterError(self._address, _LOST)
+            if self.workers:
+                alone_since_s = monotonic_s()
+            elif monotonic_s() - alone_since_s > WORKERS_TIMEOUT_S:
+                raise ClusterError(self._address, "all workers are gone; start some, and run the command again")
 
     def _ask_all(self, function: Callable[..., object], argument: object) -> dict[str, Any]:
         """Return what each worker returns, or raises."""

@@ -347,6 +347,7 @@ def freeze_on_cluster(
         exclude=exclude,
         skip_special=skip_special,
         forbidden=[repository.cache_root, *local_root(repository)],
+        store_url=repository.store.url,
         progress=progress,
     )
     with Cluster(cluster_address) as cluster:

@@ -346,6 +346,7 @@ def freeze(
         exclude=exclude,
         skip_special=skip_special,
         forbidden=[repository.cache_root, *local_root(repository)],
+        store_url=repository.store.url,
         as_it_is=as_it_is,
         progress=progress,
     )

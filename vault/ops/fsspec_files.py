@@ -72,7 +72,10 @@ class FsspecFiles:
     def list(self) -> Iterator[Listed]:
         """Yield the files, folder by folder. See UrlFiles."""
         self._files.invalidate_cache()
-        root = self._ask(self.url, lambda: self._files.info(self._root))
+        try:
+            root = self._ask(self.url, lambda: self._files.info(self._root))
+        except SourceChanged as error:
+            raise SourceUnreadable(self.url, "there is nothing of this name") from error
         if root.get("type") == "file" and not self._is_page:
             name = self._root.rstrip("/").rpartition("/")[2]
             self.is_single = True

@@ -25,10 +25,11 @@ def open_source(
     exclude: Sequence[bytes] = (),
     skip_special: bool = False,
     forbidden: Sequence[str] = (),
+    store_url: str = "",
     as_it_is: bool = False,
     progress: Progress = SILENT,
 ) -> Source:
-    """Return what a path or URL names. See Walk for the arguments; a URL is listed when it is iterated over.
+    """Return what a path or URL names. Arguments as those of Walk and UrlSource; a URL is listed when it is iterated over.
 
     Raises:
         SourceUnreadable: there is nothing.
@@ -39,7 +40,7 @@ def open_source(
         if found is None or found[1].lower() != b"file" or _CHAINED.match(source):
             from vault.ops.url_source import UrlSource
 
-            return UrlSource(source, exclude=exclude, skip_special=skip_special, progress=progress)
+            return UrlSource(source, exclude=exclude, skip_special=skip_special, store_url=store_url, progress=progress)
         source = _file_path(source)
     return Walk(source, exclude=exclude, skip_special=skip_special, forbidden=forbidden, as_it_is=as_it_is)
 

@@ -56,6 +56,7 @@ class UrlSource:
         *,
         exclude: Sequence[bytes] = (),
         skip_special: bool = False,
+        store_url: str = "",
         is_single: bool = False,
         progress: Progress = SILENT,
     ) -> None:
@@ -65,6 +66,7 @@ class UrlSource:
             url: an object, or what lies below it.
             exclude: patterns as in a .gitignore file; they beat `.vaultignore` files.
             skip_special: leave objects out whose names no file can have, instead of refusing.
+            store_url: where the commit goes: it cannot lie in the source.
             is_single: the URL is known to name one file, and what reads it is not the one who listed it.
             progress: told how far the listing is.
 
@@ -72,6 +74,8 @@ class UrlSource:
             UsageError: the URL makes no sense, or needs a package that is not installed.
         """
         self._files = open_files(url)
+        if f"{store_url}/".startswith(f"{self._files.url}/"):
+            raise UsageError(f"{store_url} lies in {self._files.url}, which is to be committed: name a folder beside it")
         self._strongest = parse_rules(exclude)
         self._skip_special = skip_special
         self._progress = progress

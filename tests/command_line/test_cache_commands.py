@@ -4,8 +4,11 @@ import json
 import os
 import random
 import secrets
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 from vault.testing.gateway import Gateway
 from vault.testing.mounts import Site
+from vault.testing.proxy import Proxy
 
 WAIT_S = 60.0
 MIB = 1 << 20
@@ -40,9 +44,12 @@ def site(gateway: Gateway, url: str, tmp_path: Path) -> Iterator[Site]:
     yield Site(url, str(tmp_path / "cache"), variables=gateway.variables())
 
 
+def lines(site: Site, *arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in site.vault(*arguments, "--json").stdout.splitlines()]
+
+
 def last(site: Site, *arguments: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(site.vault(*arguments, "--json").stdout.splitlines()[-1])
-    return record
+    return lines(site, *arguments)[-1]
 
 
 def test_what_is_warm_is_not_fetched_again_and_can_be_read(site: Site, tmp_path: Path) -> None:
@@ -74,6 +81,35 @@ def test_without_wait_it_goes_on_in_the_background(site: Site) -> None:
         assert time.monotonic() < until_s, Path(begun["log"]).read_text()
         time.sleep(0.1)
     assert last(site, "warm", "digits@v1", "--wait")["fetched_bytes"] == 0
+
+
+def test_a_warm_up_that_is_interrupted_says_how_far_it_was_and_goes_on_there(site: Site, gateway: Gateway) -> None:
+    with Proxy(gateway.url, bandwidth_bytes_s=200_000) as proxy:
+        slow = replace(site, variables={**site.variables, "AWS_ENDPOINT_URL": proxy.url})
+        running = subprocess.Popen(
+            slow.command("warm", "digits@v1", "--wait", "--cache-size", "1GB"),
+            env=slow.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            until_s = time.monotonic() + WAIT_S
+            while not (under_way := [line for line in lines(site, "cache", "status") if line["type"] == "warming"]):
+                assert running.poll() is None and time.monotonic() < until_s
+            assert (under_way[0]["ref"], under_way[0]["process"]) == ("digits@v1", running.pid)
+            assert 8_000_000 < under_way[0]["total_bytes"] < 9_000_000
+            running.send_signal(signal.SIGINT)
+            proxy.bandwidth_bytes_s = None  # what is on its way comes to its end
+            _, said = running.communicate(timeout=WAIT_S)
+        finally:
+            running.kill()
+            running.wait()
+    assert running.returncode == 130
+    assert "Traceback" not in said
+    assert not [line for line in lines(site, "cache", "status") if line["type"] == "warming"]
+    done = last(site, "warm", "digits@v1", "--wait")
+    assert done["here_bytes"] + done["fetched_bytes"] > 8_000_000
 
 
 def test_status_says_where_and_how_much(site: Site, tmp_path: Path) -> None:

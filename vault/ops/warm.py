@@ -74,7 +74,14 @@ def warm(repository: Repository, ref: str, need: Need, *, progress: Progress = S
     threads = min(store.requests_max, THREADS_MAX)
     with _said(repository, ref, total) as say, ThreadPoolExecutor(threads) as pool:
         under_way: set[Future[int]] = set()
+
+        def tell() -> None:
+            done = fetched + here
+            say(done)
+            progress.update(phase="fetching", files=need.files, size_bytes=done, size_bytes_total=max(total, done))
+
         try:
+            tell()
             for key, offset, length, absent in pieces(store, need):
                 if not absent:
                     here += length
@@ -83,15 +90,11 @@ def warm(repository: Repository, ref: str, need: Need, *, progress: Progress = S
                 while len(under_way) >= _UNDER_WAY * threads:
                     done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                     fetched += sum(future.result() for future in done)
-                say(fetched + here)
-                progress.update(
-                    phase="fetching", files=0, size_bytes=fetched + here, size_bytes_total=max(total, fetched + here)
-                )
+                tell()
             while under_way:
                 done, under_way = wait(under_way, return_when=FIRST_COMPLETED)
                 fetched += sum(future.result() for future in done)
-                say(fetched + here)
-                progress.update(phase="fetching", files=0, size_bytes=fetched + here, size_bytes_total=total)
+                tell()
         finally:
             for future in under_way:
                 future.cancel()

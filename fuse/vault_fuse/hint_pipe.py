@@ -114,7 +114,7 @@ class HintPipe:
                         ready = [found for found, _ in changes.poll()]
             finally:
                 os.close(descriptor)
-                self._let_go()
+                self.let_go()
 
     def _add(self, lines: list[bytes]) -> None:
         with self._lock:
@@ -136,8 +136,9 @@ class HintPipe:
                 return int(array.array("i", data[:4])[0])
         return None
 
-    def _let_go(self) -> None:
-        """Take the reading end out of the sockets, for the mount to end."""
+    def let_go(self) -> None:
+        """Take the reading end out of the sockets, for the mount to end. From now on no pipe is to be seen."""
+        self._parked.setblocking(False)
         self._state[0] = _GONE
         while (descriptor := self._take_parked()) is not None:
             os.close(descriptor)

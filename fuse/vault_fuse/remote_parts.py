@@ -15,7 +15,7 @@ from vault.repo.journal_cache import JournalCache
 from vault.repo.plan_box import FOLDER as PLANS
 from vault.repo.repository import Repository
 from vault.repo.waits import Waits
-from vault.stores.base import RemoteFiles
+from vault.stores.base import CachedFiles, RemoteFiles
 from vault.stores.node_cache import CachedStore, ledger
 from vault_fuse.fetcher import THREADS_MAX, Fetcher
 from vault_fuse.hint_pipe import HintPipe
@@ -23,7 +23,7 @@ from vault_fuse.hints import Channel
 from vault_fuse.marks import Marks
 from vault_fuse.mounting import MountParts
 from vault_fuse.plans import Plans
-from vault_fuse.remote_reads import Deadline, RemoteReads, RemoteStore
+from vault_fuse.remote_reads import Deadline, FarStore, PatientStore, RemoteReads, RemoteStore
 from vault_fuse.status_files import CacheFigures
 from vault_fuse.supervisor import take_name
 
@@ -50,8 +50,11 @@ class RemoteParts:
             The journals as this machine remembers them.
         """
         deadline = Deadline(counters, self._parts.options.deadline_s)
-        store = cast(RemoteStore, repository.store)
-        repository.store = RemoteReads(store, self._channel, self._marks, counters, deadline, waits)
+        store = repository.store
+        if isinstance(store, CachedFiles):
+            repository.store = RemoteReads(cast(RemoteStore, store), self._channel, self._marks, counters, deadline, waits)
+        else:  # the cache cannot be used, which the log says
+            repository.store = PatientStore(cast(FarStore, store), deadline, waits)
         return JournalCache(os.path.join(repository.cache_dir, _JOURNALS), repository.store)
 
     @staticmethod
@@ -78,9 +81,12 @@ class RemoteParts:
         """Fetch ahead until this process is killed: call it in a child of its own."""
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         take_name(PROCESS_NAME)
-        self.pipe.open()
         repository = self._parts.open_repository()
         store = repository.store
+        if not isinstance(store, CachedFiles):  # there is no place to fetch to
+            self.pipe.let_go()
+            signal.pause()
+        self.pipe.open()
         fetcher = Fetcher(
             repository,
             self._channel,

@@ -3,10 +3,11 @@
 A wrapper around a store whose files come in parts. Every read of a stored file passes through `is_here`, so this is where a
 reader's way through a file is seen; what was fetched ahead for it is counted as used, and what it has to wait for is asked
 for within the time of the request that it belongs to: an answer that does not come is asked for again, and ends as
-StoreUnavailable before the supervisor would lose patience. Threads: one.
+StoreUnavailable before the supervisor would lose patience. Threads: one reads; others may ask the store for it meanwhile.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol, TypeVar
@@ -15,7 +16,7 @@ from vault.clock import monotonic_s
 from vault.errors import StoreUnavailable
 from vault.format.layout import MAPS, WHOLE
 from vault.repo.waits import Waits, waiting
-from vault.stores.base import Buffer, CachedFile, CachedFiles, Stage, Store
+from vault.stores.base import Buffer, CachedFile, CachedFiles, RemoteFiles, Stage, Store
 from vault.stores.time_limit import time_left_s, time_limit
 from vault_fuse.hints import Channel, Hint
 from vault_fuse.marks import Cleared, Marks
@@ -31,8 +32,12 @@ _FILES_MAX: Final = 1024
 _T = TypeVar("_T")
 
 
-class RemoteStore(Store, CachedFiles, Protocol):
-    """A store whose files come in parts."""
+class FarStore(Store, RemoteFiles, Protocol):
+    """A store behind a network."""
+
+
+class RemoteStore(FarStore, CachedFiles, Protocol):
+    """One whose files come in parts."""
 
 
 class Deadline:
@@ -53,30 +58,23 @@ class Deadline:
         return self._until_s
 
 
-class RemoteReads:
-    """A store of files that come in parts, for one worker."""
+class PatientStore:
+    """A store behind a network that is asked again as long as the request may last."""
 
-    def __init__(
-        self,
-        store: RemoteStore,
-        channel: Channel,
-        marks: Marks,
-        counters: memoryview,
-        deadline: Deadline,
-        waits: Waits | None,
-    ) -> None:
+    def __init__(self, store: FarStore, deadline: Deadline, waits: Waits | None) -> None:
         self._store = store
-        self._channel = channel
-        self._marks = marks
-        self._counters = counters
         self._deadline = deadline
         self._waits = waits
-        self._files: dict[str, _ReadFile] = {}
 
     @property
     def url(self) -> str:
         """The name of the store below."""
         return self._store.url
+
+    @property
+    def requests_max(self) -> int:
+        """See RemoteFiles."""
+        return self._store.requests_max
 
     def get(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Return a range of a key. See ByteReader."""
@@ -98,24 +96,12 @@ class RemoteReads:
         """Start a stored file. See Store."""
         return self._store.stage()
 
-    def cached(self, key: str, offset: int = 0, length: int = 0) -> CachedFile:
-        """Return a stored file as far as it is here. See CachedFiles."""
-        known = self._files.get(key)
-        if known is not None:
-            known.file = self._store.cached(key, offset, length)
-            return known
-        if len(self._files) >= _FILES_MAX:
-            self._files.clear()
-        began_ns = time.monotonic_ns()
-        file = self.patiently(lambda: self._store.cached(key, offset, length))
-        self._counters[DEMAND_NS] += time.monotonic_ns() - began_ns
-        known = self._files[key] = _ReadFile(self, file)
-        return known
-
     def patiently(self, ask: Callable[[], _T]) -> _T:
         """Return what a question to the store brings, asking again as long as the request may last."""
         again_s = _AGAIN_S_MIN
-        with waiting(self._waits), time_limit(self._deadline.until_s()):
+        # Indexes are read by several threads for the one that waits.
+        waits = self._waits if threading.current_thread() is threading.main_thread() else None
+        with waiting(waits), time_limit(self._deadline.until_s()):
             while True:
                 try:
                     return ask()
@@ -126,6 +112,40 @@ class RemoteReads:
                     logger.debug("asking again in %.1f s: %s", again_s, error)
                     time.sleep(min(again_s, left_s))
                     again_s = min(2 * again_s, _AGAIN_S_MAX)
+
+
+class RemoteReads(PatientStore):
+    """A store of files that come in parts, for one worker."""
+
+    def __init__(
+        self,
+        store: RemoteStore,
+        channel: Channel,
+        marks: Marks,
+        counters: memoryview,
+        deadline: Deadline,
+        waits: Waits | None,
+    ) -> None:
+        super().__init__(store, deadline, waits)
+        self._parts: CachedFiles = store
+        self._channel = channel
+        self._marks = marks
+        self._counters = counters
+        self._files: dict[str, _ReadFile] = {}
+
+    def cached(self, key: str, offset: int = 0, length: int = 0) -> CachedFile:
+        """Return a stored file as far as it is here. See CachedFiles."""
+        known = self._files.get(key)
+        if known is not None:
+            known.file = self._parts.cached(key, offset, length)
+            return known
+        if len(self._files) >= _FILES_MAX:
+            self._files.clear()
+        began_ns = time.monotonic_ns()
+        file = self.patiently(lambda: self._parts.cached(key, offset, length))
+        self._counters[DEMAND_NS] += time.monotonic_ns() - began_ns
+        known = self._files[key] = _ReadFile(self, file)
+        return known
 
     def fetch(self, file: CachedFile, offset: int, length: int, ahead: int) -> None:
         """Bring bytes here that somebody waits for."""

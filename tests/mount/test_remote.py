@@ -357,3 +357,12 @@ def test_a_new_version_appears_and_is_found_by_its_name_at_once(shop, far, tmp_p
     wait_for("the version", lambda: os.path.exists(f"{far.path}/{name}@v1"), timeout_s=3)
     wait_for("its name in the listing", lambda: f"{name}@latest" in os.listdir(far.path), timeout_s=15)
     assert read(f"{far.path}/{name}@latest/file") == b"new"
+
+
+def test_a_mount_goes_on_without_a_cache_that_cannot_be_used(shop, direct, tmp_path):
+    site = shop.fresh(tmp_path)
+    (tmp_path / "blocks").write_text("not a folder")
+    with mounted(site, tmp_path / "mnt", engine=direct, options=[*OPTIONS, "--cache", str(tmp_path / "blocks")]) as mount:
+        assert read(f"{mount.path}/small@v1/07/00150.jpg") == noise(60_000 + 97 * 150, seed=150)
+        assert mount.status("cache") == "{}\n"
+        assert "reading goes on without it" in mount.words()

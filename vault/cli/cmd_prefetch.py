@@ -8,10 +8,11 @@ from typing import BinaryIO, Final
 import click
 
 from vault.cli.commands import examples
-from vault.cli.options import Session, complete_ref, completer, session_options
+from vault.cli.options import Session, complete_ref, completer, node_cache_options, session_options
 from vault.cli.output import count_text, digest_text, one_line, size_text
 from vault.errors import UsageError
 from vault.ids import parse_ref
+from vault.settings import size_in_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,15 +39,22 @@ _RUN: Final = "run:"
     "--list", "listed", metavar="FILE", default="", help="Paths, a line each.", shell_complete=completer("complete_file")
 )
 @click.option(
-    "--ahead",
-    metavar="BYTES",
-    type=click.IntRange(min=1),
-    default=None,
-    help="How far ahead of readers. Default: half the cache.",
+    "--ahead", metavar="SIZE", default="", help="How far ahead of readers: 20GB. Default: half the cache."
 )
 @click.option("--wait", "waits", is_flag=True, help="Return when all of it is here.")
+@node_cache_options
 @session_options
-def prefetch(session: Session, what: str, plan: str, host: str, listed: str, ahead: int | None, waits: bool) -> None:
+def prefetch(
+    session: Session,
+    what: str,
+    plan: str,
+    host: str,
+    listed: str,
+    ahead: str,
+    waits: bool,
+    cache: str,
+    cache_size: str,
+) -> None:
     """Fetch files before they are read, in the order in which they will be.
 
     With --plan, in the order in which RUN opened them for the first time: the version that it read, or REF, in which
@@ -65,7 +73,9 @@ def prefetch(session: Session, what: str, plan: str, host: str, listed: str, ahe
         raise UsageError("--host and REF go with --plan run:RUN")
     if plan and not plan.startswith(_RUN):
         raise UsageError(f"--plan {one_line(plan)}: give the run as run:RUN")
+    session.take_cache_options(cache, cache_size)
     vault, out = session.open(), session.out
+    size_ahead = size_in_bytes(ahead, vault.repository.cache_dir) if ahead else 0
     if is_near(vault.repository):
         out.summary(
             {"files": 0, "handed_over": False}, "the files of this store are on this machine: there is nothing to fetch"
@@ -86,7 +96,7 @@ def prefetch(session: Session, what: str, plan: str, host: str, listed: str, ahe
         with open_lines(listed) as file:
             plans, unknown = plan_of_paths(vault.repository, lines_of(file))
     for made in plans:
-        _carry_out(session, vault.repository, made, origin=plan or one_line(listed), ahead=ahead or 0, waits=waits)
+        _carry_out(session, vault.repository, made, origin=plan or one_line(listed), ahead=size_ahead, waits=waits)
     missing = unknown + sum(made.files_missing for made in plans)
     if missing:
         out.note(

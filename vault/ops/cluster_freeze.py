@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final
 
 from vault.chunking.policy import PACKED_SIZE_MAX
-from vault.clock import now_ns
+from vault.clock import monotonic_s, now_ns
 from vault.errors import CacheUnusable
 from vault.format.chunk_table import ChunkTable, decode_chunk_table
 from vault.format.digest import digest
@@ -47,6 +47,7 @@ from vault.repo.object_writer import ObjectWriter
 from vault.repo.repository import Repository
 from vault.repo.stat_cache import StatCache
 
+_REPORT_EVERY_S: Final = 0.2
 TASKS_OF_A_THREAD_MAX: Final = 3  # one that works, one whose digests are looked up, one that waits
 
 
@@ -103,6 +104,7 @@ class _Driver:
     _numbers: int = 0
     _pending: set[Digest] = field(default_factory=set)  # what a worker was told to store, and has not reported
     _blocked: list[_Large] = field(default_factory=list)  # whose chunks are among these
+    _reported_s: float = 0.0
     _known: list[deque[Digest | None]] = field(default_factory=list)
 
     def walk(self) -> None:
@@ -314,6 +316,9 @@ class _Driver:
         self._report()
 
     def _report(self) -> None:
+        if monotonic_s() < self._reported_s + _REPORT_EVERY_S:  # the number of workers is a question to the scheduler
+            return
+        self._reported_s = monotonic_s()
         files, size_bytes = self.source.totals
         workers = self.cluster.workers
         self.progress.update(

@@ -30,6 +30,7 @@ DEADLINE_S: Final = 40.0
 FIRST_DEADLINE_S: Final = 5.0
 _PAUSE_FIRST_S: Final = 0.05
 _PAUSE_MAX_S: Final = 4.0
+SLOW_LINE_BYTES_S: Final = 1e6  # so long is large data given beside the deadline
 _REPEATED_MAX: Final = 1000  # far more than the deadline lets happen
 
 T = TypeVar("T")
@@ -47,13 +48,16 @@ class Requests:
         self._clients: dict[int, Any] = {}  # by process; those of a parent stay, so that nothing closes its connections
         self._locks: dict[int, threading.Lock] = {}
 
-    def ask(self, question: Question, call: Callable[[Any], T], lost: Callable[[], None] = lambda: None) -> T:
+    def ask(
+        self, question: Question, call: Callable[[Any], T], lost: Callable[[], None] = lambda: None, *, more_s: float = 0.0
+    ) -> T:
         """Return what call returns.
 
         Args:
             question: what is asked, for messages.
             call: does it, given a client, and reads the answer to its end; raises CutOff if that comes early.
             lost: told whenever a request may have been carried out although it is repeated, or given up.
+            more_s: how much longer than usual it may be tried again, because there is much to send.
 
         Raises:
             StoreError: as answers.py understands it; StoreUnavailable when the time is up.
@@ -82,7 +86,7 @@ class Requests:
                 raise refusal.error from cause
             if refusal.was_sent:
                 lost()
-            pause_s = self._wait(refusal, begun_s, number, pause_s, cause)
+            pause_s = self._wait(refusal, begun_s, more_s, number, pause_s, cause)
         raise AssertionError("the deadline has passed before")
 
     def count(self, operation: str) -> None:
@@ -90,7 +94,9 @@ class Requests:
         with self._lock():
             self.counts[operation] += 1
 
-    def _wait(self, refusal: Refusal, begun_s: float, number: int, pause_s: float, cause: Exception) -> float:
+    def _wait(
+        self, refusal: Refusal, begun_s: float, more_s: float, number: int, pause_s: float, cause: Exception
+    ) -> float:
         """Sleep before the next try, and return how long to sleep at most before the one after it."""
         deadline_s = self._deadline_s if self._answered else min(FIRST_DEADLINE_S, self._deadline_s)
         left_s = min(begun_s + deadline_s - monotonic_s(), time_left_s())

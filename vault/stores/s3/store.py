@@ -20,7 +20,7 @@ from vault.stores.s3.body import body_of
 from vault.stores.s3.client import Access
 from vault.stores.s3.parts import count_parts, expected_etag, md5
 from vault.stores.s3.place import Place, parse_place
-from vault.stores.s3.requests import DEADLINE_S, Requests
+from vault.stores.s3.requests import DEADLINE_S, SLOW_LINE_BYTES_S, Requests
 from vault.stores.s3.spool import Spool
 from vault.stores.s3.uploads import Uploads, writer_of
 
@@ -183,7 +183,8 @@ class S3Store:
             )
 
         try:
-            self._requests.ask(Question("PutObject", key), put, lambda: lost.append(True))
+            more_s = memoryview(data).nbytes / SLOW_LINE_BYTES_S
+            self._requests.ask(Question("PutObject", key), put, lambda: lost.append(True), more_s=more_s)
         except KeyExists:
             # The answer to an earlier try may have been lost, and it is our own object that is in the way.
             if not (lost and self._uploads.is_by(key, writer)):
@@ -306,7 +307,10 @@ class _Reading:
             raise
         body = answer["Body"]
         try:
-            self._end = min(self._whole_size(answer), self._end or 1 << 63)
+            size = self._whole_size(answer)
+            if self._end is None:  # no mount asks like that, so that none is kept waiting
+                self._until_s += size / SLOW_LINE_BYTES_S
+            self._end = size if self._end is None else min(size, self._end)
             self._read(body, self._end)
         finally:
             body.close()

@@ -24,7 +24,7 @@ from vault.stores.base import ReadRange
 from vault.stores.s3.answers import Question
 from vault.stores.s3.body import body_of
 from vault.stores.s3.parts import Part, cut, md5, part_size
-from vault.stores.s3.requests import Requests
+from vault.stores.s3.requests import SLOW_LINE_BYTES_S, Requests
 
 logger = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ class Uploads:
                 Body=body_of(data),
                 ContentMD5=encoded,
             ),
+            more_s=part.length / SLOW_LINE_BYTES_S,
         )
         return part.number, str(answer["ETag"])
 

@@ -153,7 +153,7 @@ def test_a_copy_that_loses_the_network_goes_on_when_it_is_back(
     make_store(store_at(place, gateway), 1)
     with Proxy(gateway.url) as proxy:
         target = store_at(place, gateway, proxy.url, deadline_s=0.5)
-        proxy.add(calls(proxy.go_away, method="PUT", path_contains=".pack", first=5))
+        proxy.add(calls(proxy.go_away, method="PUT", path_contains=".idx", first=4))
         with pytest.raises(StoreUnavailable):
             copy(source.repository(), target, fast_path / "1")
         proxy.clear()

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from vault.api import Vault, open_vault
 from vault.errors import (
@@ -17,6 +18,7 @@ from vault.errors import (
 )
 from vault.format.config import Chunking, Config, encode_config
 from vault.format.layout import CONFIG_KEY, index_digest, map_key, whole_key
+from vault.format.mapfile import HEADER_SIZE, locations_at
 from vault.format.pack import ObjectKind, PackedObject, decode_index
 from vault.ids import Digest, RunId, parse_ref
 from vault.ops.bundle import plan_bundle, write_bundle
@@ -265,6 +267,58 @@ def test_stores_without_local_files_are_read_in_few_requests(tmp_path: Path) -> 
     sync(source, target, parse_ref("d"))
     assert place.read(made.snapshot) == tree
     assert len(far.calls) < 40, "2,000 files and 21 folders"
+
+
+def test_the_index_of_a_large_store_is_not_needed(tmp_path: Path) -> None:
+    """A version's map says where its objects lie: a copy fetches no index of what else is in the store."""
+    far = FaultyStore(make_store(MemoryStore()))
+    place = Place.make(tmp_path)
+    for number in range(2):
+        tree: Tree = {
+            b"large": noise(LARGE),
+            b"many": MANY,
+            b"folder": {b"%d" % n: noise(500, n) for n in range(number, 20)},
+        }
+        made = commit(Repository.open(far, str(tmp_path / "far")), place.write(tree), "d")
+    source = Repository.open(far, str(tmp_path / "far cache"))
+    far.calls.clear()
+    assert sync(source, place.repository(), parse_ref("d")).snapshot == made.snapshot
+    assert [key for call, key in far.calls if call == "get" and key.endswith(".idx") and "packs/" in key] == []
+    assert not os.path.exists(os.path.join(source.cache_dir, "index.lmdb"))
+    assert place.read(made.snapshot) == tree
+
+
+@pytest.mark.parametrize("harm", ["no map", "damaged", "of another tree", "wrong places"])
+def test_a_map_that_is_wrong_does_no_harm(sides: Sides, harm: str) -> None:
+    other = sides.commit({**DATA, b"train": {b"000": b"other"}}, "other")
+    made = sides.commit(DATA)
+    path = os.path.join(sides.here.store_path, map_key(made.snapshot))
+    data = bytearray(Path(path).read_bytes())
+    os.unlink(path)
+    if harm == "damaged":
+        data[len(data) // 2] ^= 1
+    elif harm == "of another tree":
+        data = bytearray(Path(sides.here.store_path, map_key(other.snapshot)).read_bytes())
+        data = signed(data, made.snapshot)
+    elif harm == "wrong places":
+        at = len(data) - 20 * 30  # the offsets of the last thirty entries
+        for row in range(at, len(data), 20):
+            data[row : row + 8] = (12).to_bytes(8, "little")
+        data = signed(data, made.snapshot)
+    if harm != "no map":
+        Path(path).write_bytes(data)
+    done = sides.sync("d")
+    assert sides.there.read(done.snapshot) == DATA
+    assert sides.there.problems() == []
+
+
+def signed(data: bytearray, snapshot: Digest) -> bytearray:
+    """Return a map with the checksums that belong to its bytes, as somebody may make it who wants to mislead."""
+    data[8:40] = snapshot
+    start = locations_at(memoryview(data)[:HEADER_SIZE])
+    data[HEADER_SIZE - 64 : HEADER_SIZE - 32] = blake3(data[start:]).digest()
+    data[HEADER_SIZE - 32 : HEADER_SIZE] = blake3(data[: HEADER_SIZE - 32]).update(data[HEADER_SIZE:start]).digest()
+    return data
 
 
 # What is refused.

@@ -13,11 +13,11 @@ from typing import Final
 
 from vault.errors import KeyNotFound, RefNotFound, UsageError
 from vault.format.layout import map_key
-from vault.format.tree import Entry
 from vault.ids import Digest, Ref, check_label, check_name
 from vault.ops.sync_content import Copied, Lacking, Sender
 from vault.ops.sync_fetch import READERS, Fetcher
-from vault.ops.sync_pages import PageShelf
+from vault.ops.sync_pages import Numbered, PageShelf
+from vault.ops.sync_places import Places
 from vault.progress import SILENT, Progress
 from vault.repo.datasets import Version
 from vault.repo.index import FreshIndex
@@ -122,7 +122,8 @@ def _copy(source: Repository, target: Repository, version: Version, dry_run: boo
         ThreadPoolExecutor(READERS, thread_name_prefix="vault-sync") as pool,
         PageShelf(target.store, FreshIndex(lambda: target.index)) as shelf,
     ):
-        for pages in shelf.fill(Fetcher(source, pool), snapshot):
+        places = Places(source, snapshot)
+        for pages in shelf.fill(Fetcher(source, pool), places, snapshot):
             progress.update(phase="trees", files=pages, size_bytes=0)
         size_bytes_total, files_total, _ = shelf.totals(snapshot)
 
@@ -136,10 +137,10 @@ def _copy(source: Repository, target: Repository, version: Version, dry_run: boo
             )
 
         if dry_run:
-            entries = (step for step in shelf.walk(snapshot) if isinstance(step, Entry))
-            Lacking(source, target.index.contains, pool, copied).count(entries)
+            entries = (step for step in shelf.walk(places, snapshot) if isinstance(step, Numbered))
+            Lacking(source, places, target.index.contains, pool, copied).count(entries)
             return copied
-        Sender(source, target, pool, copied, report).send(snapshot, shelf)
+        Sender(source, target, pool, copied, report).send(snapshot, places, shelf)
         report()
         target.index.sync()
         try:

@@ -28,7 +28,8 @@ from vault.format.tree import Entry, Kind
 from vault.ids import Digest
 from vault.ops.sync_chunks import ProvenRanges, chunk_groups, read_chunks
 from vault.ops.sync_fetch import Fetched, Fetcher, Wanted, ahead
-from vault.ops.sync_pages import PageShelf
+from vault.ops.sync_pages import Numbered, PageShelf
+from vault.ops.sync_places import Places
 from vault.repo.existing import publish_or_confirm, put_chunk_table, upload_or_confirm
 from vault.repo.object_writer import ObjectWriter
 from vault.repo.objects import ObjectLocation
@@ -79,14 +80,25 @@ class _File(NamedTuple):
 class Lacking:
     """Finds what a target lacks of a snapshot. Sends nothing."""
 
-    def __init__(self, source: Repository, has_each: HasEach, pool: ThreadPoolExecutor, copied: Copied) -> None:
+    def __init__(
+        self, source: Repository, places: Places, has_each: HasEach, pool: ThreadPoolExecutor, copied: Copied
+    ) -> None:
+        """Name the two sides.
+
+        Args:
+            source: where the snapshot is.
+            places: where its objects lie there.
+            has_each: says for each of many digests whether the target has it.
+            pool: reads from the source.
+            copied: counts.
+        """
         self._source = source
+        self._places = places
         self._has_each = has_each
         self._pool = pool
         self._copied = copied
-        self.fetcher = Fetcher(source, pool)
 
-    def steps(self, entries: Iterator[Entry]) -> Iterator[Wanted | _File]:
+    def steps(self, entries: Iterator[Numbered]) -> Iterator[Wanted | _File]:
         """Yield what is to be fetched, in order: objects; a whole file; chunks, followed by the file that they make up."""
         while block := list(islice(entries, _ENTRIES_AT_ONCE)):
             lacking = self._lacking(block)
@@ -99,7 +111,7 @@ class Lacking:
                 else:
                     yield Wanted(entry.digest, location)
 
-    def count(self, entries: Iterator[Entry]) -> None:
+    def count(self, entries: Iterator[Numbered]) -> None:
         """Count what would be sent, each content once."""
         met: set[Digest] = set()
         for step in self.steps(entries):
@@ -108,16 +120,17 @@ class Lacking:
                 met.add(found)
                 self._copied.add(sent_bytes=_sent_bytes(step))
 
-    def _lacking(self, entries: Sequence[Entry]) -> list[tuple[Entry, ObjectLocation]]:
+    def _lacking(self, entries: Sequence[Numbered]) -> list[tuple[Entry, ObjectLocation]]:
         """Return the files that the target lacks; count the others."""
         found = []
-        for entry, is_there in zip(entries, self._has_each([entry.digest for entry in entries]), strict=True):
+        there = self._has_each([entry.digest for _, entry in entries])
+        for (number, entry), is_there in zip(entries, there, strict=True):
             if entry.kind == Kind.DIRECTORY:  # met before: its files are under way
                 self._copied.add(files=entry.files, size_bytes=entry.size)
             elif is_there or not entry.size:
                 self._copied.add(files=1, size_bytes=entry.size)
             else:
-                found.append((entry, self.fetcher.locate(entry.digest)))
+                found.append((entry, self._places.content(number, entry)))
         return found
 
     def _large(self, location: ObjectLocation, table: ChunkTable) -> Iterator[Wanted | _File]:
@@ -128,7 +141,7 @@ class Lacking:
             return
         offset = 0
         for chunk, is_there in zip(table.chunks, there, strict=True):
-            place = _part(location, offset, chunk) if location.in_whole else self.fetcher.locate(chunk.digest)
+            place = _part(location, offset, chunk) if location.in_whole else self._places.locate(chunk.digest)
             yield Wanted(chunk.digest, place, is_part=True, is_sent=not is_there)
             offset += chunk.size
         yield _File(table, is_whole=False)
@@ -166,7 +179,7 @@ class Sender:
         self._streams: deque[Future[None]] = deque()
         self._streamed: set[Digest] = set()
 
-    def send(self, snapshot: Digest, shelf: PageShelf) -> None:
+    def send(self, snapshot: Digest, places: Places, shelf: PageShelf) -> None:
         """Send all that a snapshot needs. Durable and in the target's index on return.
 
         Raises:
@@ -177,10 +190,10 @@ class Sender:
             ThreadPoolExecutor(_STREAMS, thread_name_prefix="vault-stream") as streams,
             ObjectWriter(self._target.store, self._target.index) as writer,
         ):
-            lacking = Lacking(self._source, writer.has_each, self._pool, self._copied)
-            steps = lacking.steps(_add_pages(shelf.walk(snapshot), shelf, writer))
+            lacking = Lacking(self._source, places, writer.has_each, self._pool, self._copied)
+            steps = lacking.steps(_add_pages(shelf.walk(places, snapshot), shelf, writer))
             try:
-                self._take(lacking.fetcher.fetch(steps), writer, streams)
+                self._take(Fetcher(self._source, self._pool).fetch(steps), writer, streams)
                 self._wait(0)
             except VaultError:
                 # If it is the source that failed, what has come so far need not come again.
@@ -215,7 +228,7 @@ class Sender:
         size = len(fetched.plain)
         self._copied.add(size_bytes=size)
         wanted = fetched.wanted
-        if wanted.is_sent and writer.add(wanted.digest, ObjectKind.BLOB, wanted.location.codec, fetched.stored, size):
+        if wanted.is_sent and writer.add(wanted.digest, ObjectKind.BLOB, fetched.codec, fetched.stored, size):
             self._copied.add(sent_bytes=size)
 
     def _wait(self, streams_max: int) -> None:
@@ -268,10 +281,10 @@ def _sent_bytes(step: Wanted | _File) -> int:
     return step.table.size if step.is_whole else 0
 
 
-def _add_pages(steps: Iterator[Digest | Entry], shelf: PageShelf, writer: ObjectWriter) -> Iterator[Entry]:
+def _add_pages(steps: Iterator[Digest | Numbered], shelf: PageShelf, writer: ObjectWriter) -> Iterator[Numbered]:
     """Send the pages of a walk that the target lacks; yield the rest."""
     for step in steps:
-        if isinstance(step, Entry):
+        if isinstance(step, Numbered):
             yield step
         elif not writer.has(step):
             page = bytes(shelf.load(step))

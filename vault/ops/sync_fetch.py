@@ -5,8 +5,9 @@ for neighbours. Memory: BATCHES_AHEAD batches. Threads: a Fetcher belongs to one
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -41,6 +42,7 @@ class Fetched(NamedTuple):
     """An object that arrived, and is what its digest says."""
 
     wanted: Wanted
+    codec: Codec  # of the stored bytes
     plain: bytes
     stored: bytes
 
@@ -95,18 +97,6 @@ class Fetcher:
     def __init__(self, source: Repository, pool: ThreadPoolExecutor) -> None:
         self._source = source
         self._pool = pool
-        self._objects = source.object_reader()
-
-    def locate(self, digest: Digest) -> ObjectLocation:
-        """Return where an object lies. Raises ObjectMissing."""
-        return self._objects.locate(digest)
-
-    def load_each(self, digests: Sequence[Digest]) -> Iterator[tuple[Digest, bytes]]:
-        """Yield the plain bytes of objects, in order. Raises as `fetch`."""
-        wanted: Iterator[Wanted] = (Wanted(digest, self.locate(digest)) for digest in digests)
-        for step in self.fetch(wanted):
-            assert isinstance(step, Fetched)
-            yield step.wanted.digest, step.plain
 
     def fetch(self, steps: Iterable[Wanted | _Mark]) -> Iterator[Fetched | _Mark]:
         """Yield each object that is wanted, and each mark between them as it is, in order.
@@ -120,26 +110,39 @@ class Fetcher:
 
     def _fetch_batch(self, batch: _Batch[_Mark]) -> list[Fetched | _Mark]:
         reads = _Reads([(span, self._read(span)) for span in batch.spans])
-        objects = ObjectReader(reads, self._source.index)
+        objects = ObjectReader(reads, _NOTHING)
         return [self._verified(objects, step) if isinstance(step, Wanted) else step for step in batch.steps]
 
     def _read(self, span: _Span) -> bytes:
-        data = self._source.store.get(span.key, offset=span.start, length=span.end - span.start)
-        if len(data) != span.end - span.start:
-            raise Damaged(span.key, f"it ends before byte {span.end}")
-        return data
+        """Return the bytes of a span; fewer if there are not so many, which shows when objects are looked for in them."""
+        with suppress(KeyNotFound):
+            return self._source.store.get(span.key, offset=span.start, length=span.end - span.start)
+        return b""
 
     def _verified(self, objects: ObjectReader, wanted: Wanted) -> Fetched:
-        digest, location = wanted.digest, wanted.location
+        location = wanted.location
         try:
-            plain = bytes(objects.load_at(digest, location))
-        except IntegrityError:
-            # A node's cache may have gone bad. A reader of single objects fetches anew what is wrong there.
+            plain = bytes(objects.load_at(wanted.digest, location))
+        except (IntegrityError, KeyNotFound):
+            # Places may come from a map, which is a hint: if it is wrong, the index knows better.
             objects = self._source.object_reader()
-            plain = bytes(objects.load_at(digest, location))
+            location = objects.locate(wanted.digest)
+            plain = bytes(objects.load_at(wanted.digest, location))
         if location.codec == Codec.RAW:
-            return Fetched(wanted, plain, plain)
-        return Fetched(wanted, plain, bytes(objects.read_raw(location.key, location.offset, location.length)))
+            return Fetched(wanted, location.codec, plain, plain)
+        stored = bytes(objects.read_raw(location.key, location.offset, location.length))
+        return Fetched(wanted, location.codec, plain, stored)
+
+
+class _Nothing:
+    """A finder for a reader that is told all places."""
+
+    def find(self, object_digest: Digest) -> ObjectLocation | None:
+        """Return None. See Finder."""
+        return None
+
+
+_NOTHING: Final = _Nothing()
 
 
 class _Reads:
@@ -152,9 +155,9 @@ class _Reads:
         """Return bytes that were read. See ByteReader."""
         assert length is not None
         for span, data in self._reads:
-            if span.key == key and span.start <= offset and offset + length <= span.end:
+            if span.key == key and span.start <= offset and offset + length <= span.start + len(data):
                 return data[offset - span.start : offset - span.start + length]
-        raise KeyNotFound(key)
+        raise Damaged(key, f"it ends before byte {offset + length}")
 
     def size(self, key: str) -> int:
         """Raise KeyNotFound: only ranges are known. See ByteReader."""

@@ -14,6 +14,7 @@ from vault.cli.options import Session, completer, node_cache_options, session_op
 from vault.cli.output import one_line
 from vault.errors import MountError, UsageError
 from vault.ids import parse_ref
+from vault.ops.edit_view import VIEW_SOURCE
 from vault.repo.liveness import is_alive, start_ticks
 from vault.repo.repository import Repository
 from vault.stores.registry import open_store
@@ -178,6 +179,8 @@ def umount(session: Session, path: str, lazy: bool) -> None:
     if fuse_device.find_mount(path) is None and os.path.islink(path):
         path = os.path.realpath(path)
     entry = fuse_device.find_mount(path)
+    if entry is not None and entry.source.startswith(VIEW_SOURCE):
+        raise MountError(path, f"is an edit view: 'vault edit --detach {shlex.quote(path)}' takes it out of sight")
     if entry is None or entry.fs_type != fuse_device.FS_TYPE:
         raise MountError(path, "no vault is mounted here" + _mounted_elsewhere())
     supervisor = _supervisor_of(path)

@@ -111,6 +111,45 @@ def test_diff(library):
     says(library, "", "diff", "imagenet@v1/train", "vision/coco@v1", talk="no difference\n")
 
 
+def test_diff_tells_renames_and_lines(library, tmp_path):
+    target = tmp_path / "folder"
+    library.vault("checkout", "imagenet@v2", str(target))
+    for path in ("labels.csv", "train/n01"):
+        os.chmod(target / path, 0o755)
+    (target / "labels.csv").write_text("a,b\nC,d\n")
+    (target / "train/n01/3.JPEG").rename(target / "train/n01/three.JPEG")
+    os.chmod(target / "labels.csv", 0o644)
+    shown = r"~ labels\.csv\n--- a/labels\.csv\n\+\+\+ b/labels\.csv\n@@ -1,2 \+1,2 @@\n a,b\n-c,d\n\+C,d\n"
+    moved = r"> train/n01/3\.JPEG -> train/n01/three\.JPEG\n"
+    talk = "1 changed, 1 renamed; 8 B came, 8 B went\n"
+    says(library, shown + moved, "diff", "--patch", "imagenet@v2", str(target), talk=talk)
+    says(library, r"~1      \.\n    >1  train/n01\n", "diff", "--stat", "imagenet@v2", str(target), talk=talk)
+    parts = r"- train/n01/3\.JPEG\n\+ train/n01/three\.JPEG\n"
+    talk = r"1 added, 1 removed, 1 changed; 5\.0 kB came, 5\.0 kB went\n"
+    says(library, r"~ labels\.csv\n" + parts, "diff", "--no-renames", "imagenet@v2", str(target), talk=talk)
+
+
+def test_identify(library, tmp_path):
+    target = tmp_path / "folder"
+    library.vault("checkout", "imagenet@v1", str(target))
+    says(library, r"imagenet@v1 exactly \(10 files, 25\.9 kB\)\n", "identify", str(target))
+    says(library, r"vision/coco@v1 exactly \(6 files, 25\.9 kB\)\n", "identify", str(target / "train"))
+    says(library, r"imagenet@v1/old exactly \(1 file, 5 B\)\n", "identify", str(target / "old"))
+    os.chmod(target / "train/n01", 0o755)
+    (target / "train/n01/1.JPEG").unlink()
+    (target / "train/n01/new.JPEG").write_text("new")
+    nearest = r"imagenet@v1 minus 1 file plus 1 \(10 files, 20\.9 kB; nearest of 3 versions\)\n"
+    hint = f"'vault diff imagenet@v1 {re.escape(str(target))}' shows the difference\n"
+    says(library, nearest, "identify", str(target), talk=hint)
+    says(library, "imagenet@v1\n", "identify", "-q", str(target))
+    like = r"like imagenet@v1: it has 9 of 10 files that were looked at, of 10; so 59\.6% to 98\.2% of all, .*\n"
+    says(library, like, "identify", "--sample", "100", str(target))
+    (tmp_path / "unlike").mkdir()
+    (tmp_path / "unlike/file").write_text("never seen")
+    done = library.vault("identify", str(tmp_path / "unlike"), status=3)
+    assert done.stdout == "no version has any of its files (1 file, 10 B; of 3 versions)\n"
+
+
 def test_diff_can_answer_by_its_exit_status(library):
     library.vault("diff", "--exit-code", "imagenet@v1", "imagenet@v2", status=1)
     library.vault("diff", "--exit-code", "imagenet@v1", "imagenet@golden", status=0)

@@ -338,6 +338,18 @@ def test_where_the_kernel_cannot_the_way_out_is_named(shop, tmp_path):
     assert not os.path.exists(f"{outer}/train/.inner.vault-edit"), "nothing stays of what could not be made"
 
 
+def test_a_view_is_named_by_a_symlink_too_and_is_no_mount_of_versions(shop, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    link = str(tmp_path / "link")
+    assert shop.json("edit", "d@v1", link)[-1]["path"] == str(tmp_path / "real")
+    (tmp_path / "link" / "new").write_text("new")
+    assert status(shop, link) == {("added", "new")}
+    assert "vault edit --detach" in shop.vault("umount", link, status=7).stderr
+    shop.vault("edit", "--detach", link)
+    assert "no vault is mounted here" in shop.vault("umount", link, status=7).stderr
+
+
 def test_the_state_may_lie_elsewhere(shop, tmp_path):
     view = str(tmp_path / "clean")
     shop.vault("edit", "d@v1", view, "--state", str(tmp_path / "scratch"), status=6)

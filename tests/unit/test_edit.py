@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+import vault
 from vault.errors import EditConflict, RefNotFound, SourceUnreadable, UsageError
 from vault.format.layout import map_key
 from vault.ids import Digest
@@ -257,6 +258,17 @@ def test_the_map_comes_with_the_version(place):
         e.rename("train/dog", "train/aaa")
         done = e.commit()
     assert place.store().size(map_key(done.snapshot)) > 0
+
+
+def test_the_store_that_the_environment_names_is_edited(place, monkeypatch):
+    monkeypatch.setenv("VAULTFS_STORE", place.store_path)
+    monkeypatch.setenv("VAULTFS_CACHE_DIR", place.cache())
+    with vault.edit("d@latest") as e:
+        e.remove(b"labels.csv")
+        done = e.commit("by name")
+    assert (done.ref, done.changes.removed) == ("d@v2", 1)
+    with pytest.raises(UsageError, match="whole version"):
+        vault.edit("d@v1/train")
 
 
 class Model:

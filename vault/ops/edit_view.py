@@ -43,6 +43,7 @@ from vault.stores.durable import sync_directory
 
 STATE_SIZE_MAX: Final = 1 << 20
 VIEWS_MAX: Final = 100_000  # of a user, in the list
+VIEW_SOURCE: Final = "vault-edit-"  # begins what the table of mounts names as the source of a view
 _STATE: Final = "edit.json"
 _FORMAT: Final = 1
 _LAYER: Final = "layer-"
@@ -92,7 +93,7 @@ class EditView:
     @property
     def source(self) -> str:
         """What the table of mounts names as the source of its overlay."""
-        return f"vault-edit-{self.state.id}"
+        return f"{VIEW_SOURCE}{self.state.id}"
 
     @property
     def layer(self) -> str:
@@ -327,6 +328,7 @@ def views() -> list[EditView]:
 def real_target(target: str) -> str:
     """Return the path of a view without symlinks, not touching the last part: a dead mount may be on it."""
     named = os.path.abspath(os.path.expanduser(target))
+    named = os.path.realpath(named) if os.path.islink(named) else named
     return os.path.join(os.path.realpath(os.path.dirname(named)), os.path.basename(named))
 
 

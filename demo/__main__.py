@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -125,8 +126,9 @@ class Story:
 
     def a_removed_image(self) -> str:
         """Return the path of an image that only the first version has."""
-        output = self.capture("vault", "diff", "--name-only", "digits@v1", "digits@v2")
-        return next(line for line in output.splitlines() if line.startswith("train/"))
+        output = self.capture("vault", "diff", "--json", "digits@v1", "digits@v2")
+        changes = [json.loads(line) for line in output.splitlines()]
+        return next(str(change["path"]) for change in changes if change.get("kind") == "removed")
 
     def run(self, *command: str, own_session: bool = False) -> str:
         """Print a command and its output; return the output. Ends the demo if it fails."""

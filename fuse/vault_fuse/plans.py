@@ -230,6 +230,9 @@ class Plans:
             except (VaultError, OSError) as error:
                 logger.warning("plans wait: %s", error)
                 threading.Event().wait(PAUSE_S)
+            except Exception:  # a plan that breaks must not end all others
+                logger.exception("plans wait")
+                threading.Event().wait(PAUSE_S)
             threading.Event().wait(TICK_S if self._plans or self._hinted else IDLE_TICK_S)
 
     def tick(self, now_s: float) -> None:

@@ -132,7 +132,8 @@ def test_small_files_cost_few_requests(far: Far, monkeypatch: pytest.MonkeyPatch
     assert asked.total() < 30, asked
 
 
-def test_large_files_are_sent_in_parts_and_edited_ones_as_chunks(far: Far) -> None:
+def test_large_files_are_sent_in_parts_and_edited_ones_as_chunks(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vault.stores.s3.store.UPLOAD_WHOLE_MAX", 32 << 20)
     made = commit(far.open(), far.write(LARGE), "d")
     parts = [each for each in far.proxy.requests() if each.method == "PUT" and "partNumber=" in each.target]
     assert len(parts) == 3, "16 MiB each"

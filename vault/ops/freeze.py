@@ -94,6 +94,7 @@ class _Batch:
     files: list[SourceFile] = field(default_factory=list)
     size_bytes: int = 0
     result: "Future[list[_Prepared]] | None" = None
+    new: set[Digest] = field(default_factory=set)  # contents that are not stored yet, when its first file's turn comes
 
 
 class _FileStep(NamedTuple):
@@ -218,14 +219,18 @@ class _Ingest:
             self._batches_in_flight += 1
 
     def _prepare(self, files: Sequence[SourceFile]) -> list[_Prepared]:
-        return [self._prepare_one(file) for file in files]
+        read = [self._source.read_small(file) for file in files]
+        found = [digest(data) for data, _ in read]
+        stored = self._writer.has_each(found)
+        return [
+            self._prepare_one(file.name, content, data, read_ns, not data or is_stored)
+            for file, content, (data, read_ns), is_stored in zip(files, found, read, stored, strict=True)
+        ]
 
-    def _prepare_one(self, file: SourceFile) -> _Prepared:
-        data, read_ns = self._source.read_small(file)
-        found = digest(data)
-        if not data or self._writer.has(found):
+    def _prepare_one(self, name: bytes, found: Digest, data: bytes, read_ns: int, is_stored: bool) -> _Prepared:
+        if is_stored:
             return _Prepared(found, read_ns, len(data), Codec.RAW, None)
-        packed = self._compressor.compress(file.name, data)
+        packed = self._compressor.compress(name, data)
         if packed is not None:
             return _Prepared(found, read_ns, len(data), Codec.ZSTD, packed)
         return _Prepared(found, read_ns, len(data), Codec.RAW, data)
@@ -272,13 +277,17 @@ class _Ingest:
             found = step.digest
         elif step.batch is not None:
             assert step.batch.result is not None
-            prepared = step.batch.result.result()[step.position]
+            results = step.batch.result.result()
+            prepared = results[step.position]
+            if step.position == 0:  # since they were read others may have come with the same content
+                stored = self._writer.has_each([each.digest for each in results])
+                step.batch.new = {each.digest for each, known in zip(results, stored, strict=True) if not known}
             if step.position == len(step.batch.files) - 1:
                 self._batches_in_flight -= 1
             found, size = prepared.digest, prepared.size
-            if prepared.stored is not None and self._writer.add(
-                found, ObjectKind.BLOB, prepared.codec, prepared.stored, size
-            ):
+            if prepared.stored is not None and found in step.batch.new:
+                step.batch.new.discard(found)
+                self._writer.add_new(found, ObjectKind.BLOB, prepared.codec, prepared.stored, size)
                 self.counts.new_bytes += size
             self._remember(file, found, prepared.read_ns)
         else:

@@ -86,8 +86,13 @@ class ObjectWriter:
         Raises:
             StoreError: an earlier write failed; nothing more is taken.
         """
-        if self._index.find(digest) is not None:
-            return False
+        return self._index.find(digest) is None and self.add_new(digest, kind, codec, data, size)
+
+    def add_new(self, digest: Digest, kind: ObjectKind, codec: Codec, data: Buffer, size: int) -> bool:
+        """Do what `add` does for an object of which `has` or `has_each` has just said no, and which nobody has added since.
+
+        Saves a look into the index, which is a good part of what a small file costs.
+        """
         with self._room:
             if digest in self._pending:
                 return False

@@ -14,6 +14,8 @@ from vault.testing.mounts import Site, mounted, why_not_mountable
 ELSEWHERE = set("completion sync warm prefetch edit status identify".split())
 ELSEWHERE |= {f"cache {verb}" for verb in ("status", "pin", "unpin", "prune", "check")}
 pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
     pytest.mark.fuse,
     pytest.mark.skipif(bool(why_not_mountable("direct")), reason=why_not_mountable("direct") or "-"),
 ]

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from vault.errors import KeyNotFound, StorePermission
+from vault.ids import RunId
+from vault.repo.runs import Runs
 from vault.stores.s3 import parts
 from vault.stores.s3.client import Access
 from vault.stores.s3.store import S3Store
@@ -25,6 +28,7 @@ ROLES = {
     "lister": (),
     "reader": ("Read",),
     "recorder": ("Read", "Record"),
+    "node": ("Read", "Record", "Capture"),
     "writer": ("Read", "Write"),
     "remover": ("Read", "Write", "Remove"),
 }
@@ -143,6 +147,8 @@ def test_who_may_remove_removes(filled) -> None:
 
 
 @pytest.mark.fuse
+@pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.skipif(bool(why_not_mountable("direct")), reason=why_not_mountable("direct") or "-")
 def test_commands_and_mounts_of_each_role(gateway: Gateway, rights: tuple[str, dict[str, Gateway]], tmp_path: Path) -> None:
     bucket, users = rights
@@ -151,22 +157,40 @@ def test_commands_and_mounts_of_each_role(gateway: Gateway, rights: tuple[str, d
     def site(role: str) -> Site:
         return Site(store, str(tmp_path / role), variables=users[role].variables())
 
+    user = users["writer"]
+    journals = Runs(S3Store(store, access=Access(user.url, user.access_key, user.secret_key, "us-east-1")))
+
+    def runs() -> set[str]:
+        return {run for run, _ in journals.journals()}
+
+    def is_captured(run: str) -> bool:
+        return any(attempt.capture is not None for attempt in journals.load(RunId(run))[0].history)
+
     writer, reader, recorder = site("writer"), site("reader"), site("recorder")
     writer.vault("init")
     (tmp_path / "source").mkdir()
     (tmp_path / "source/file").write_text("content\n")
     writer.commit(str(tmp_path / "source"), "digits")
     assert reader.vault("cat", "digits@v1/file").stdout == "content\n"
-    assert "no damage found" in reader.vault("verify", "--data").stdout
     assert f"s3:PutObject on arn:aws:s3:::{bucket}/" in reader.vault("label", "digits@v1", "best", status=4).stderr
     assert f"s3:PutObject on arn:aws:s3:::{bucket}/" in recorder.vault("label", "digits@v1", "best", status=4).stderr
     assert "note     writing" in reader.vault("doctor", status=None).stdout
-    for run, one in (("by-reader", reader), ("by-recorder", recorder)):
+    for role in ("reader", "recorder", "node"):
+        one = site(role)
         with mounted(one, str(tmp_path / "mnt"), engine="direct") as mount:
-            command = ["cat", f"{mount.path}/digits@v1/file"]
-            environment = one.with_variables(VAULTFS_RUN=run).environment()
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-            assert done.stdout == "content\n", done.stderr
-            if one is recorder:
-                wait_for("the record", lambda: "by-recorder" in writer.runs())
-    assert set(writer.runs()) == {"by-recorder"}
+            script = "import sys; print(open(sys.argv[1]).read(), flush=True); sys.stdin.read()"
+            with subprocess.Popen(
+                [sys.executable, "-c", script, f"{mount.path}/digits@v1/file"],
+                env=one.with_variables(VAULTFS_RUN=f"by-{role}").environment(),
+                cwd=tmp_path,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as reading:
+                assert reading.stdout is not None
+                assert reading.stdout.readline() == b"content\n"
+                if role == "recorder":
+                    wait_for("the record", lambda: "by-recorder" in runs())
+                if role == "node":
+                    wait_for("what was captured", lambda: "by-node" in runs() and is_captured("by-node"), timeout_s=60)
+    assert runs() == {"by-recorder", "by-node"}
+    assert not is_captured("by-recorder")

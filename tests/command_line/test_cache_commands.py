@@ -166,3 +166,24 @@ def test_a_store_of_this_machine_has_no_cache(tmp_path: Path) -> None:
     assert "where it lies" in near.vault("cache", "status", status=2).stderr
     assert "where it lies" in near.vault("warm", "d@v1", "--wait", status=2).stderr
     assert not [name for name in os.listdir(tmp_path) if "blocks" in name]
+
+
+def test_prefetch_without_a_mount_fills_the_cache_and_says_so(site: Site, reference: Any, tmp_path: Path) -> None:
+    listed = tmp_path / "upcoming"
+    listed.write_text("digits@v1/train/3.bin\n/vault/digits@latest/val/0.bin\ndigits@v1/none\n\n")
+    plan, summary = reference.check("prefetch", site.vault("prefetch", "--list", str(listed), "--json").stdout)
+    assert (plan["files"], plan["files_fetched"], plan["handed_over"], plan["complete"]) == (2, 2, False, True)
+    assert (summary["files"], summary["missing"]) == (2, 1)
+    cut = reference.check("prefetch", site.vault("prefetch", "--list", str(listed), "--ahead", "1kB", "--json").stdout)[0]
+    assert (cut["files_fetched"], cut["complete"]) == (1, False)
+    typed = subprocess.run(
+        site.command("prefetch", "-", "--json"), input=listed.read_bytes(), env=site.environment(), capture_output=True,
+        timeout=WAIT_S, check=True,
+    )  # fmt: skip
+    [summary] = reference.check("prefetch", typed.stdout.decode())
+    assert (summary["files"], summary["missing"], summary["handed_over"]) == (2, 1, False)
+    assert "2 files" in site.vault("prefetch", "--list", str(listed)).stdout
+    assert not reference.never_seen("prefetch")
+    for wrong in (("--list", str(tmp_path / "gone")), ("--list", str(listed), "--ahead", "much")):
+        assert site.vault("prefetch", *wrong, status=2).stderr
+    assert "there is no run" in site.vault("prefetch", "--plan", "run:none", status=3).stderr

@@ -13,16 +13,20 @@ from typing import Any
 
 import pytest
 
+import vault.ops.url_files as url_files_module
 from vault.chunking.policy import PACKED_SIZE_MAX
 from vault.errors import SourceChanged, SourceUnreadable, SpecialFile, UsageError
 from vault.ops.commit import CommitResult, commit
 from vault.ops.source import BeginDirectory, EndDirectory, Source, SourceFile
 from vault.ops.sources import is_url, open_source
+from vault.ops.url_files import asked_again
 from vault.ops.url_rows import Row, SortedRows, row_order
 from vault.repo.repository import Repository
 from vault.stores.s3.store import S3Store
+from vault.testing import proxy_faults as faults
 from vault.testing.gateway import Gateway
 from vault.testing.places import Place
+from vault.testing.proxy import Proxy
 from vault.testing.trees import Tree, noise, text
 
 LARGE = PACKED_SIZE_MAX + 1
@@ -224,6 +228,54 @@ def test_what_changes_after_it_was_listed_is_named(
     with pytest.raises(SourceChanged, match="victim"):
         commit(folder.repository(), url, "d", progress=meddler)
     assert folder.keys("datasets/") == {}
+
+
+def test_a_service_that_stumbles_is_asked_again(
+    folder: Place, gateway: Gateway, put_in_a_bucket: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree: Tree = {**{b"%02d" % n: noise(20_000, n) for n in range(20)}, b"large": noise(LARGE, 50)}
+    url = put_in_a_bucket(tree)
+    with Proxy(gateway.url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.add(
+            faults.slow_down(method="GET", path_contains="list-type=2"),
+            faults.internal_error(method="GET", path_contains="/0", times=2),
+            faults.cuts(1000, method="GET", path_contains="/1", times=2),
+            faults.drops(method="GET", path_contains="/large"),
+        )
+        made = commit(folder.repository(), url, "d")
+        assert proxy.unused == []
+    assert folder.read(made.snapshot) == tree
+
+
+@pytest.mark.parametrize("failures", [1, url_files_module.TRIES])
+def test_other_services_are_asked_again_too(failures: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(url_files_module, "_PAUSE_S", 0.001)
+    errors = [ConnectionResetError("reset") for _ in range(failures)]
+
+    def call() -> str:
+        if errors:
+            raise errors.pop()
+        return "answer"
+
+    if failures < url_files_module.TRIES:
+        assert asked_again(call, "it", lambda error: False) == "answer"
+        return
+    with pytest.raises(SourceUnreadable, match="ConnectionResetError: reset"):
+        asked_again(call, "it", lambda error: False)
+
+
+def test_an_answer_is_not_asked_for_again() -> None:
+    def refuse(error: Exception) -> str:
+        asked.append(error)
+        raise error
+
+    asked: list[Exception] = []
+    with pytest.raises(SourceUnreadable, match="no entry"):
+        asked_again(lambda: refuse(PermissionError("no entry")), "it", lambda error: isinstance(error, PermissionError))
+    with pytest.raises(SourceChanged):
+        asked_again(lambda: refuse(FileNotFoundError()), "it", lambda error: False)
+    assert len(asked) == 2
 
 
 # What is left out.

@@ -174,6 +174,16 @@ def has_reader(mount: Mount) -> bool:
     return True
 
 
+def plan_folder(site: Site) -> str:
+    """Return where plans of the only mount of a machine wait."""
+    (folder,) = [f"{root}/plans" for root, folders, _ in os.walk(site.cache) if "plans" in folders and "/mounts/" in root]
+    return folder
+
+
+def plan_files(folder: str) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".plan")]
+
+
 def is_fetched(mount: Mount, size: int) -> bool:
     """Say whether so many bytes are in the cache."""
     figures = json.loads(mount.status("cache"))
@@ -210,8 +220,22 @@ def test_a_plan_runs_beside_its_reader_and_is_taken_away_at_its_end(shop, far):
     (plan, summary) = site.json("prefetch", "--plan", "run:short", "--wait")
     assert (plan["ref"], plan["files"], plan["complete"]) == ("images@v1", 3, True)
     assert summary["plans"] == 1
-    (folder,) = [f"{root}/plans" for root, folders, _ in os.walk(site.cache) if "plans" in folders and "/mounts/" in root]
-    assert [name for name in os.listdir(folder) if name.endswith(".plan")] == []
+    assert plan_files(plan_folder(site)) == []
+
+
+def test_a_reader_that_waits_is_not_starved_by_a_plan(shop, far, tmp_path):
+    listed = tmp_path / "list"
+    listed.write_text("".join(f"images@v1/{name}\n" for name in shop.names))
+    os.stat(f"{far.path}/images@v1/9/299.jpg")
+    shop.proxy.bandwidth_bytes_s = 3_000_000  # some ten seconds for all of the plan
+    far.site.vault("prefetch", "--list", str(listed))
+    folder = plan_folder(far.site)
+    wait_for("the plan's first pieces", lambda: is_fetched(far, 2_000_000))
+    with open(f"{far.path}/images@v1/9/299.jpg", "rb", buffering=0) as file:
+        assert len(file.read()) > 80_000
+    assert plan_files(folder) != [], "the plan was over first"
+    shop.proxy.bandwidth_bytes_s = None
+    wait_for("the end of the plan", lambda: plan_files(folder) == [])
 
 
 def test_a_list_and_standard_input_are_fetched(shop, far, tmp_path):

@@ -173,6 +173,25 @@ def test_an_upload_that_lost_a_race_says_so_and_tidies_up(open_store, proxy: Pro
     assert store.count_unfinished(-60.0) == 0
 
 
+def test_an_upload_that_somebody_else_ended_can_be_tried_again(
+    open_store, proxy: Proxy, gateway: Gateway, place: str
+) -> None:
+    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+
+    def end_it() -> None:
+        client = gateway.client()
+        for upload in client.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", ()):
+            client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        client.close()
+
+    store = open_store()
+    proxy.add(faults.calls(end_it, method="PUT", path_contains="partNumber=5"))
+    with pytest.raises(StoreUnavailable, match="ended by somebody else; try again"):
+        store.upload(KEY, len(DATA), read)
+    store.upload(KEY, len(DATA), read)
+    assert_stored(store)
+
+
 def test_checksums_of_the_service_tell_whether_it_has_these_bytes(open_store, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
     store.upload(KEY, len(DATA), read)

@@ -14,7 +14,7 @@ import secrets
 import tempfile
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from vault.testing import ceph
@@ -28,7 +28,7 @@ class Gateway:
 
     url: str
     access_key: str = ceph.ACCESS_KEY
-    secret_key: str = ceph.SECRET_KEY
+    secret_key: str = field(default=ceph.SECRET_KEY, repr=False)
     user: str = "vaultfs"
 
     def variables(self, **more: str) -> dict[str, str]:

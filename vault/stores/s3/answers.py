@@ -142,6 +142,8 @@ def _answered(error: ClientError, question: Question, place: Place) -> Refusal:
     if code == "NoSuchBucket" or (status == 404 and not question.key):
         make = f"there is no bucket {place.bucket}: see its name, or make it ('aws s3 mb s3://{place.bucket}')"
         return Refusal(StoreRefused(place.url, make))
+    if code == "NoSuchUpload":
+        return Refusal(StoreUnavailable(place.url, f"the upload of {question.key} was ended by somebody else; try again"))
     if code == "RequestTimeTooSkewed":
         return Refusal(StoreRefused(place.url, _clocks(error)))
     if code in _STALE:

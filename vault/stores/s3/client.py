@@ -5,7 +5,7 @@ found by boto3's usual means: environment, ~/.aws, the machine's role. A client 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ class Access:
 
     endpoint_url: str = ""
     access_key: str = ""
-    secret_key: str = ""
+    secret_key: str = field(default="", repr=False)
     region: str = ""
 
 

@@ -82,6 +82,19 @@ class S3Store:
         except StorePermission as error:
             raise self._missing_or_denied(key, error) from error
 
+    def get_sized(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
+        """Return a range of a key, and the key's size. See SizedReads."""
+        check_range(offset, length)
+        check_key(key)
+        if length == 0:
+            return b"", self.size(key)
+        reading = self._reading(key, offset, length)
+        try:
+            data = self._requests.ask(Question("GetObject", key), reading.go_on)
+        except StorePermission as error:
+            raise self._missing_or_denied(key, error) from error
+        return data, self.size(key) if reading.whole_size is None else reading.whole_size
+
     def size(self, key: str) -> int:
         """Return the number of bytes of a key. See ByteReader."""
         check_key(key)
@@ -291,6 +304,7 @@ class _Reading:
         self._end = None if length is None else offset + length  # drawn in once the size of the object is known
         self._until_s = until_s
         self._pieces: list[bytes] = []
+        self.whole_size: int | None = None  # of the object, once an answer has told it
 
     def go_on(self, client: Any) -> bytes:
         """Ask for what is missing, and return all of it. For Requests.ask."""
@@ -307,7 +321,7 @@ class _Reading:
             raise
         body = answer["Body"]
         try:
-            size = self._whole_size(answer)
+            size = self.whole_size = self._whole_size(answer)
             if self._end is None:  # no mount asks like that, so that none is kept waiting
                 self._until_s += size / SLOW_LINE_BYTES_S
             self._end = size if self._end is None else min(size, self._end)

@@ -4,6 +4,7 @@ A row is checked when it is read; whether a page is canonical is tree_check.py's
 """
 
 import struct
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import lru_cache
@@ -67,6 +68,22 @@ class StoredRows(NamedTuple):
 
     rows: bytes
     heap: bytes  # their names and targets
+
+
+class ComparableRows(NamedTuple):
+    """All rows of a leaf page without their offsets, and where the name of each begins in the heap; the heap's end last."""
+
+    rows: bytearray
+    starts: list[int]
+    heap: bytes
+
+    def are_same(self, at: int, other: "ComparableRows", other_at: int, count: int) -> bool:
+        """Return whether some rows are those of another page."""
+        size = LEAF_ROW.size
+        if self.rows[at * size : (at + count) * size] != other.rows[other_at * size : (other_at + count) * size]:
+            return False
+        heap = self.heap[self.starts[at] : self.starts[at + count]]
+        return heap == other.heap[other.starts[other_at] : other.starts[other_at + count]]
 
 
 class LeafPage:
@@ -181,11 +198,18 @@ class LeafPage:
             for at in range(HEADER.size + size, HEADER.size + (self.count + 1) * size, size)
         ]
 
-    def signatures(self) -> list[bytes]:
-        """Return for each row what says all of it, to be compared with rows of other pages. Raises as `columns`."""
-        data, size = self._data, LEAF_ROW.size
-        rows = [data[at + 4 : at + size] for at in range(HEADER.size, HEADER.size + self.count * size, size)]
-        return list(map(add, rows, self.columns(0, self.count).name_list()))
+    def comparable(self) -> ComparableRows:
+        """Return all rows so that they can be compared with those of other pages as bytes. Raises as `rows_as_stored`."""
+        stored, heap = self.rows_as_stored(0, self.count)
+        rows = bytearray(stored)
+        with memoryview(rows) as view:
+            offsets = view.cast("I")[:: LEAF_ROW.size // 4]
+            starts = offsets.tolist()
+            view.cast("I")[:: LEAF_ROW.size // 4] = array("I", bytes(4 * self.count))
+        if starts and starts[0]:
+            raise FormatError("tree page", "not in canonical form")
+        starts.append(len(heap))
+        return ComparableRows(rows, starts, heap)
 
     def find(self, name: bytes) -> int | None:
         """Return the row that has name, or None."""

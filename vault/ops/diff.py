@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from operator import lt
 from typing import Final, NamedTuple
 
 from vault.errors import FormatError
@@ -118,17 +117,24 @@ class _Side:
 
     @property
     def name(self) -> bytes:
-        return self._names[self.at]
+        return self._leaf.name(self.at)
+
+    @property
+    def left(self) -> int:
+        """How many entries there are in the leaf from here on."""
+        return self._leaf.count - self.at
 
     def take(self) -> Entry:
-        assert self._leaf is not None
         entry = self._leaf.entry(self.at)
+        if entry.name <= self._last:
+            raise FormatError("directory", "names are not in strictly ascending byte order")
+        self._last = entry.name
         self.skip(1)
         return entry
 
     def skip(self, count: int) -> None:
         self.at += count
-        if self.at == len(self._names):
+        if self.at == self._leaf.count:
             self._skip_to_leaf()
 
     def _skip_to_leaf(self) -> None:
@@ -137,11 +143,7 @@ class _Side:
         for leaf in self._leaves:
             if leaf.count:
                 self._leaf = leaf
-                self._names = leaf.columns(0, leaf.count).name_list()
-                self.signatures = leaf.signatures()
-                if self._names[0] <= self._last or not all(map(lt, self._names, self._names[1:])):
-                    raise FormatError("directory", "names are not in strictly ascending byte order")
-                self._last = self._names[-1]
+                self.rows = leaf.comparable()
                 self.is_done = False
                 return
         self.is_done = True
@@ -149,16 +151,14 @@ class _Side:
 
 def _equal_run(left: _Side, right: _Side) -> int:
     """Return how many entries from here on are the same on both sides, within the leaves at hand."""
-    first, i, second, j = left.signatures, left.at, right.signatures, right.at
-    most = min(len(first) - i, len(second) - j)
-    count = 0
-    while count < most:
-        step = min(_COMPARED_AT_ONCE, most - count)
-        if first[i + count : i + count + step] != second[j + count : j + count + step]:
-            break
-        count += step
-    while count < most and first[i + count] == second[j + count]:
-        count += 1
+    most = min(left.left, right.left)
+    count, step = 0, _COMPARED_AT_ONCE
+    while step and count < most:
+        step = min(step, most - count)
+        if left.rows.are_same(left.at + count, right.rows, right.at + count, step):
+            count += step
+        else:
+            step //= 2
     return count
 
 

@@ -280,11 +280,13 @@ def test_an_interrupt_ends_it_cleanly(far: Far) -> None:
 COMMIT = """
 import sys
 import vault.repo.pack_uploads as pack_uploads
+import vault.stores.s3.store as s3_store
 from vault.ops.commit import commit
 from vault.repo.repository import Repository
 from vault.stores.registry import open_store
 
 pack_uploads.PACK_LENGTH_MIN = 500_000
+s3_store.UPLOAD_WHOLE_MAX = 32 << 20
 repository = Repository.open(open_store(sys.argv[1]), sys.argv[2])
 made = commit(repository, sys.argv[3].encode(), "d", message=sys.argv[4])
 print(made.version)
@@ -318,6 +320,31 @@ def test_a_kill_midway_and_another_try(far: Far, ending: str) -> None:
     for cache in ("cache", "fresh"):
         made = commit(far.open(cache), source, "d")
     far.check(made, SMALL)
+
+
+def test_a_large_file_goes_on_where_a_killed_commit_left_it(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vault.stores.s3.store.UPLOAD_WHOLE_MAX", 32 << 20)
+    tree: Tree = {b"weights": noise(80 << 20)}
+    source = far.write(tree)
+    started: list[subprocess.Popen[str]] = []
+    there = threading.Event()
+
+    def kill() -> None:
+        there.wait(30)
+        started[0].kill()
+        started[0].wait(30)
+
+    far.proxy.add(faults.calls(kill, method="POST", path_contains="uploadId="))  # all parts are there, and not joined
+    started.append(start_commit(far, "cache", source))
+    there.set()
+    assert started[0].wait(60) == -9
+    assert started[0].stdout is not None
+    started[0].stdout.close()
+    far.proxy.clear()
+    far.proxy.reset()
+    made = commit(far.open(), source, "d")
+    assert far.proxy.statistics().up_bytes < 1 << 20, "the parts were found"
+    far.check(made, tree)
 
 
 def commit_far(url: str, keys: Sequence[str], root: str, number: int) -> int:

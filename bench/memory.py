@@ -28,13 +28,13 @@ def of_mount(workspace: Workspace) -> Memory:
     return Memory(max(peaks), private)
 
 
-def touch_free() -> None:
-    """Write to most of the memory that is free, once.
+def touch_free(size_bytes_max: int = _TOUCHED_BYTES_MAX) -> None:
+    """Write to most of the memory that is free, or to so much of it, once.
 
     On a virtual machine a page that was never used, or not for a while, costs its first user a trip to the host: several
     times what it costs later. Whoever is measured first would pay for all.
     """
-    size = min(_kilobytes("/proc/meminfo", "MemAvailable") * 8 // 10 << 10, _TOUCHED_BYTES_MAX)
+    size = min(_kilobytes("/proc/meminfo", "MemAvailable") * 8 // 10 << 10, size_bytes_max)
     subprocess.run((sys.executable, "-I", "-S", "-c", f"bytearray(b'1') * {size}"), check=False)
 
 

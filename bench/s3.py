@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from bench import facts, s3_cluster, s3_page, s3_scenarios
+from bench import facts, memory, s3_cluster, s3_page, s3_scenarios
 from bench.candidates import missing_tools
 from bench.kept import KeptResults
 from bench.results import Results
 from bench.s3_candidates import PACKAGES, RcloneMount, S3fsMount, VaultMount
-from bench.s3_scenarios import NORMAL, QUICK, S3Bench
+from bench.s3_scenarios import BYTES_PER_SMALL_FILE, NORMAL, QUICK, S3Bench
 from bench.s3_service import Line, Service, service
 from bench.workspace import BenchError, Workspace
 
@@ -21,7 +21,6 @@ SCENARIOS: Final[Mapping[str, Callable[[S3Bench], None]]] = {
     "first": s3_scenarios.first,
     "cluster": s3_cluster.cluster,
 }
-_BYTES_PER_SMALL_FILE: Final = 110_000
 _COPIES: Final = 5  # of the small files: the tree, a tar, a folder store, caches
 
 
@@ -36,12 +35,13 @@ def main(arguments: list[str]) -> int:
         if missing is not None:
             raise BenchError(f"{missing} is missing: apt-get install --no-install-recommends {' '.join(PACKAGES)}")
         workspace = Workspace(options.dir)
-        workspace.require_free(_COPIES * max(sizes.small_files * _BYTES_PER_SMALL_FILE, sizes.large_bytes))
+        workspace.require_free(_COPIES * max(sizes.small_files * BYTES_PER_SMALL_FILE, sizes.large_bytes))
         machine = facts.machine(workspace)
         kept = KeptResults(f"{workspace.path}/results-s3.json", command, machine)
         with service() as started:
             for name in options.scenario or SCENARIOS:
                 bench = S3Bench(workspace, started, sizes, Results(), failures)
+                memory.touch_free()
                 SCENARIOS[name](bench)
                 kept.keep(name, bench.results)
             versions = _versions(started)

@@ -108,13 +108,19 @@ class HintPipe:
                 while _is_mounted(device):  # as long as the table does not change
                     ready = [found for found, _ in changes.poll()]
                     while table.fileno() not in ready:
-                        data = os.read(descriptor, _PIECE)
-                        self._add(reader.feed(data))
-                        time.sleep(len(data) / BYTES_PER_S_MAX)
+                        self._read(descriptor, reader)
                         ready = [found for found, _ in changes.poll()]
             finally:
                 os.close(descriptor)
                 self.let_go()
+
+    def _read(self, descriptor: int, reader: LineReader) -> None:
+        try:
+            data = os.read(descriptor, _PIECE)
+        except BlockingIOError:  # somebody else has read it: the owner may
+            return
+        self._add(reader.feed(data))
+        time.sleep(len(data) / BYTES_PER_S_MAX)
 
     def _add(self, lines: list[bytes]) -> None:
         with self._lock:

@@ -167,6 +167,7 @@ class _FilePlan:
             files_fetched=self._files if is_over else max(followed.window.place - len(followed.ready), 0),
             bytes_fetched=followed.bytes_fetched,
             is_over=is_over,
+            is_full=not is_over and followed.is_idle and followed.window.is_full,
             error=followed.error,
         )
         if state != self._saved and (is_over or now_s - self._saved_s >= STATE_EVERY_S):

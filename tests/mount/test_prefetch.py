@@ -134,7 +134,7 @@ class Shop:
     def fresh(self, folder: object, cache: str = "cache") -> Site:
         """Return a machine that has nothing yet."""
         self.proxy.clear()
-        self.proxy.latency_s = 0.0
+        self.proxy.latency_s, self.proxy.bandwidth_bytes_s = 0.0, None
         variables = {**self.plain.variables, "AWS_ENDPOINT_URL": self.proxy.url}
         return replace(self.plain, cache=f"{folder}/{cache}", variables=variables)
 
@@ -221,6 +221,8 @@ def test_a_plan_runs_beside_its_reader_and_is_taken_away_at_its_end(shop, far):
     assert (plan["ref"], plan["files"], plan["complete"]) == ("images@v1", 3, True)
     assert summary["plans"] == 1
     assert plan_files(plan_folder(site)) == []
+    (plan, _) = site.json("prefetch", "--plan", "run:short", "--ahead", "1kB", "--wait")
+    assert (plan["files_fetched"], plan["complete"]) == (1, False)
 
 
 def test_a_reader_that_waits_is_not_starved_by_a_plan(shop, far, tmp_path):

@@ -388,6 +388,7 @@ def test_a_second_epoch_is_kept_pace_with_too(rig, view):
     name = rig.leave(view, numbers, size_ahead=8 * BLOCK)
     rig.turn(3)
     assert rig.state(name).files_fetched < 20
+    assert rig.state(name).is_full
     rig.open(view, *numbers[:50])
     rig.turn(10)
     assert 50 < rig.state(name).files_fetched < 70

@@ -38,10 +38,8 @@ _RUN: Final = "run:"
 @click.option(
     "--list", "listed", metavar="FILE", default="", help="Paths, a line each.", shell_complete=completer("complete_file")
 )
-@click.option(
-    "--ahead", metavar="SIZE", default="", help="How far ahead of readers: 20GB. Default: half the cache."
-)
-@click.option("--wait", "waits", is_flag=True, help="Return when all of it is here.")
+@click.option("--ahead", metavar="SIZE", default="", help="How far ahead of readers: 20GB. Default: half the cache.")
+@click.option("--wait", "waits", is_flag=True, help="Return when it is here, or as much as has room.")
 @node_cache_options
 @session_options
 def prefetch(
@@ -138,6 +136,10 @@ def _carry_out(session: Session, repository: "Repository", plan: "Plan", *, orig
         state = wait_for(handed, progress=progress)
     record |= {"handed_over": True, "files_fetched": state.files_fetched, "bytes": state.bytes_fetched}
     out.answer("plan", {**record, "complete": state.is_over}, f"{named}, {size_text(state.bytes_fetched)} fetched")
+    if state.is_full:
+        out.note(
+            f"there is room for the first {count_text(state.files_fetched, 'file')}: the mount goes on as they are read"
+        )
     if state.error:
         out.note(f"some of it is not here: {one_line(state.error)}")
 

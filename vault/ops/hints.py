@@ -21,7 +21,7 @@ PIECE_MAX: Final = select.PIPE_BUF  # what is written at once is not mixed with 
 LINE_LENGTH_MAX: Final = PIECE_MAX - 1
 WAIT_S: Final = 0.2  # in all, for a mount that is slow to read; what is left is dropped
 _DEPTH_MAX: Final = 64
-_MOUNTS_KEPT: Final = 64
+_FOLDERS_KEPT: Final = 65536
 _mounts: dict[bytes, bytes] = {}  # folder -> mount it lies in
 
 
@@ -58,9 +58,13 @@ def prefetch(paths: Iterable[StrPath]) -> int:
         How many were handed over. Fewer than there are is no error: what is not fetched ahead is fetched when it is read.
     """
     by_mount: dict[bytes, list[bytes]] = {}
+    mounts: dict[bytes, bytes] = {}
     for path in paths:
         full = os.path.abspath(os.fsencode(path))
-        mount = _mount_of(os.path.dirname(full))
+        folder = os.path.dirname(full)
+        mount = mounts.get(folder)
+        if mount is None:
+            mount = mounts[folder] = _mount_of(folder)
         if mount and b"\n" not in full:
             by_mount.setdefault(mount, []).append(full[len(mount) + 1 :])
     until_s = time.monotonic() + WAIT_S
@@ -131,7 +135,7 @@ def _mount_of(folder: bytes) -> bytes:
             above = os.path.dirname(above)
         if not known:
             return b""  # it may be mounted later
-        if len(_mounts) >= _MOUNTS_KEPT * 1024:
+        if len(_mounts) >= _FOLDERS_KEPT:
             _mounts.clear()
         _mounts[folder] = known
     return known

@@ -76,6 +76,11 @@ class Window:
         return len(self._blocks) * BLOCK
 
     @property
+    def is_full(self) -> bool:
+        """Whether there is no room before the reader comes nearer."""
+        return self.size_ahead >= self._size_max or len(self._ahead) >= FILES_AHEAD_MAX
+
+    @property
     def files_ahead(self) -> int:
         """How many files are handed out and not reached."""
         return len(self._ahead)
@@ -89,7 +94,7 @@ class Window:
         wanted: list[StoredRange] = []
         size = 0
         size_max = min(max(self.size_ahead, BATCH_SIZE_MIN), BATCH_SIZE_MAX)
-        while size < size_max and self.size_ahead < self._size_max and len(self._ahead) < FILES_AHEAD_MAX:
+        while size < size_max and not self.is_full:
             self._look_ahead()
             if not self._upcoming:
                 self.is_at_end = True

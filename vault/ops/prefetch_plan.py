@@ -211,7 +211,7 @@ def is_pipe(path: str) -> bool:
 
 
 def wait_for(handed: Handed, *, progress: Progress = SILENT) -> PlanState:
-    """Return what became of a plan, when all of it has been fetched or the mount has ended."""
+    """Return what became of a plan, when as much of it is here as has room ahead of readers, or the mount has ended."""
     known = PlanState(files=0)
     while True:
         try:
@@ -219,7 +219,7 @@ def wait_for(handed: Handed, *, progress: Progress = SILENT) -> PlanState:
         except FileNotFoundError:
             return known
         progress.update(phase="fetched", files=known.files_fetched, size_bytes=known.bytes_fetched, files_total=known.files)
-        if known.is_over or not os.path.isdir(handed.folder):
+        if known.is_over or known.is_full or not os.path.isdir(handed.folder):
             return known
         time.sleep(_LOOK_EVERY_S)
 

@@ -47,6 +47,7 @@ class PlanState(msgspec.Struct, frozen=True, kw_only=True):
     files_done: int = 0  # that the reader has reached, or passed
     bytes_fetched: int = 0
     is_over: bool = False
+    is_full: bool = False  # all that fits ahead of the readers is here: it goes on when they come nearer
     error: str = ""  # the last thing that went wrong
 
 

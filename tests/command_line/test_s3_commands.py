@@ -48,6 +48,7 @@ def test_every_command_works_on_a_bucket(gateway: Gateway, place: str, tmp_path:
     assert "30 files" in vault("show", "digits@v1/train")
     assert vault("cat", "digits@v2/train/3.txt") == "changed\n"
     assert "train/3.txt" in vault("diff", "digits@v1", "digits@v2")
+    assert f" requests to {place}: " in site.vault("-v", "log", "digits").stderr
     vault("checkout", "digits@v1", file("copy"))
     assert (tmp_path / "copy/large").read_bytes() == (source / "large").read_bytes()
     assert "no damage found" in vault("verify", "--data")

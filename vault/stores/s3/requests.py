@@ -7,11 +7,13 @@ time, nobody waits long: a wrong address looks just like a service that is away.
 Threads: safe. Processes: after a fork each has connections of its own; the parent's are left alone, not closed.
 """
 
+import atexit
 import logging
 import os
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -47,6 +49,7 @@ class Requests:
         self._answered = False
         self._clients: dict[int, Any] = {}  # by process; those of a parent stay, so that nothing closes its connections
         self._locks: dict[int, threading.Lock] = {}
+        self._telling: set[int] = set()  # processes that say at their end what they have asked
 
     def ask(
         self, question: Question, call: Callable[[Any], T], lost: Callable[[], None] = lambda: None, *, more_s: float = 0.0
@@ -116,6 +119,9 @@ class Requests:
                 client = self._clients.get(own)
                 if client is None:
                     client = self._clients[own] = make_client(self._access, self.count)
+                    if own not in self._telling:
+                        self._telling.add(own)
+                        atexit.register(_tell, weakref.ref(self), own)
         return client
 
     def _forget(self, client: Any) -> None:
@@ -128,3 +134,13 @@ class Requests:
     def _lock(self) -> threading.Lock:
         # One for each process: a lock that another thread held when we were forked is never given back.
         return self._locks.setdefault(os.getpid(), threading.Lock())
+
+
+def _tell(found: "weakref.ref[Requests]", process: int) -> None:
+    """Say how often a service was asked, to who wants to hear more (`vault -v`): requests are what S3 is paid for."""
+    requests = found()
+    if requests is not None and os.getpid() == process and requests.counts:
+        each = ", ".join(f"{count:,} {operation}" for operation, count in requests.counts.most_common())
+        total = requests.counts.total()
+        noun = "request" if total == 1 else "requests"
+        logger.info("%s %s to %s: %s", f"{total:,}", noun, requests.place.url, each)

@@ -8,12 +8,17 @@ import pytest
 import vault
 from vault.errors import EditConflict, RefNotFound, SourceUnreadable, UsageError
 from vault.format.layout import map_key
+from vault.format.mapfile import SnapshotMap
 from vault.ids import Digest
+from vault.ops import edit_commit
 from vault.ops.commit import commit
 from vault.ops.edit import Edit
 from vault.ops.edit_commit import Base, EditCommit
-from vault.testing.places import Place
-from vault.testing.trees import Executable, Link, Tree, noise
+from vault.repo.maps import load_map
+from vault.stores.memory import MemoryStore
+from vault.testing.places import Place, make_repository
+from vault.testing.trees import Executable, Link, Tree, noise, read_view
+from vault.view import open_view
 
 TREE: Tree = {
     b"labels.csv": b"a,1\nb,2\n",
@@ -269,6 +274,55 @@ def test_the_store_that_the_environment_names_is_edited(place, monkeypatch):
     assert (done.ref, done.changes.removed) == ("d@v2", 1)
     with pytest.raises(UsageError, match="whole version"):
         vault.edit("d@v1/train")
+
+
+@pytest.mark.parametrize("rebase", [False, True])
+def test_a_version_that_comes_at_the_last_moment_is_not_passed_over(place, monkeypatch, rebase):
+    """Between an edit's look at the dataset and its entry somebody else commits."""
+    store_map, others = edit_commit.store_edited_map, []
+
+    def commit_between(*arguments):
+        store_map(*arguments)
+        if not others:
+            others.append("on its way")
+            with edit(place) as other:
+                other.add("other", b"o")
+                others[0] = other.commit().ref
+
+    monkeypatch.setattr(edit_commit, "store_edited_map", commit_between)
+    with edit(place) as e:
+        e.add("mine", b"m")
+        if not rebase:
+            with pytest.raises(EditConflict, match=r"d@v2 was committed since .* 1 added"):
+                e.commit()
+            return
+        done = e.commit(rebase=True)
+    assert (others, done.ref, done.parent) == (["d@v2"], "d@v3", "d@v2")
+    expect(place, done, {**TREE, b"other": b"o", b"mine": b"m"})
+
+
+@pytest.mark.parametrize("old_map", ["there", "missing", "damaged"])
+def test_a_store_without_local_files_is_edited_too(tmp_path, caplog, old_map):
+    place, store = Place(str(tmp_path)), MemoryStore()
+    repository = make_repository(store, place.cache())
+    key = map_key(commit(repository, place.write(TREE), "d").snapshot)
+    if old_map != "there":
+        data = store._files.pop(key)
+        if old_map == "damaged":
+            store._files[key] = data[:-1] + bytes([data[-1] ^ 1])
+    with Edit(repository, Base("d", 1, repository.datasets.load("d").versions[0].snapshot, 1), author="ana") as e:
+        e.rename("train/dog", "dogs")
+        e.add("new", b"n")
+        done = e.commit()
+    made = SnapshotMap(load_map(repository.store, done.snapshot), done.snapshot)
+    made.check()
+    assert (made.files, made.directories) == (7, 5)
+    assert ("is not used" in caplog.text) == (old_map == "damaged")
+    view = open_view(repository, done.snapshot)
+    assert isinstance(TREE[b"train"], dict)
+    moved: Tree = {b"train": {b"cat": TREE[b"train"][b"cat"]}, b"dogs": TREE[b"train"][b"dog"], b"new": b"n"}
+    assert read_view(view) == {**TREE, **moved}
+    view.close()
 
 
 class Model:

@@ -3,9 +3,10 @@
 Threads: as the ObjectReader.
 """
 
+import logging
 from typing import NamedTuple
 
-from vault.errors import FormatError
+from vault.errors import FormatError, KeyNotFound
 from vault.format.layout import map_key
 from vault.format.map_splice import SplicedMapBuilder
 from vault.format.mapfile import How, SnapshotMap
@@ -19,6 +20,8 @@ from vault.repo.repository import Repository
 from vault.repo.tree_edit import Changed
 from vault.repo.trees import TreeReader
 from vault.stores.base import LocalFiles
+
+logger = logging.getLogger(__name__)
 
 
 class _Old(NamedTuple):
@@ -85,7 +88,10 @@ def edited_map(repository: Repository, old_root: Digest, changed: Changed) -> li
         try:
             old = _whole_map(repository, old_root, objects)
             return build_edited_map(old, old_root, changed, objects)
-        except FormatError:
+        except KeyNotFound:
+            return build_map(changed.digest, objects)
+        except FormatError as error:
+            logger.warning("the map of %s is not used: %s", old_root.hex()[:12], error)
             return build_map(changed.digest, objects)
     finally:
         objects.close()

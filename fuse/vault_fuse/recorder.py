@@ -7,6 +7,7 @@ Does not decide whose read it is (attribution.py) and does not write to the stor
 Threads: one, in the process that made it. Explained in docs/explanation/whose-read-is-it.md.
 """
 
+import contextlib
 import errno
 import logging
 import os
@@ -454,8 +455,7 @@ class Recorder:
         for name in [name for name, run in self._runs.items() if not run.tables and id(run) not in busy]:
             del self._runs[name]
         if time.monotonic() - self._measured_s > _MEASURE_EVERY_S:
-            with os.scandir(self._spool.tables) as entries:
-                used = sum(entry.stat(follow_symlinks=False).st_blocks for entry in entries) * 512
+            used = _disk_bytes(self._spool.tables)
             if used > SPOOL_SIZE_MAX:
                 raise OSError(errno.ENOSPC, f"{used >> 20} MiB of unshipped records, the limit")
             self._measured_s = time.monotonic()
@@ -469,6 +469,16 @@ class Recorder:
                 self._spool.folder,
                 error,
             )
+
+
+def _disk_bytes(folder: str) -> int:
+    """Return how much the files of a folder take. Others may rename and remove them meanwhile."""
+    used = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # a table of another worker that was just finished, or shipped
+                used += entry.stat(follow_symlinks=False).st_blocks * 512
+    return used
 
 
 def _open_image(pid: int) -> tuple[int, bytes]:

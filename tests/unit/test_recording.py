@@ -441,6 +441,22 @@ def test_a_spool_at_its_limit_refuses_new_runs(recorder, start, monkeypatch):
         opens(recorder, start("second").pid, 1)
 
 
+def test_a_table_that_another_worker_finishes_meanwhile_is_no_reason_to_refuse(recorder, spool, start, monkeypatch):
+    real = os.scandir
+
+    @contextlib.contextmanager
+    def scandir(folder):
+        with real(folder) as entries:
+            found = [*entries]
+        os.rename(f"{folder}/new-of-another", f"{folder}/of-another")
+        yield iter(found)
+
+    Path(f"{spool.tables}/new-of-another").touch()
+    monkeypatch.setattr(recorder_module, "_MEASURE_EVERY_S", -1)
+    monkeypatch.setattr(os, "scandir", scandir)
+    opens(recorder, start("first").pid, 1)
+
+
 def test_descriptors_are_bounded(recorder, spool, start):
     recorder._callers_max = 4
     store = MemoryStore()

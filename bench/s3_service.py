@@ -52,12 +52,6 @@ class Counted:
         assert self.statistics is not None
         return sum(self.statistics.requests.values())
 
-    @property
-    def down_bytes(self) -> int:
-        """How many bytes of answers."""
-        assert self.statistics is not None
-        return self.statistics.down_bytes
-
 
 @dataclass(frozen=True, slots=True)
 class Service:

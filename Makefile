@@ -59,7 +59,7 @@ test-torch: $(VENV)/installed-dev,torch ## A real training with PyTorch, killed,
 soak: $(VENV)/installed-dev ## Readers, faults and kill -9 at random for SECONDS (600), every byte compared.
 	tools/require packages $(TEST_PACKAGES)
 	tools/require fuse
-	VAULTFS_SOAK_S=$(or $(SECONDS),600) $(BIN)/python -m pytest -s -m soak --timeout=0 tests/soak
+	VAULTFS_SOAK_S=$(or $(SECONDS),600) $(BIN)/python -m pytest -s -m soak --timeout=0 -o faulthandler_timeout=0 tests/soak
 
 bench: $(VENV)/installed-dev ## Vault beside its peers: writes docs/reference/performance.md (about an hour).
 	tools/require packages $(BENCH_PACKAGES)

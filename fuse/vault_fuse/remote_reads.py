@@ -142,6 +142,7 @@ class RemoteReads(PatientStore):
         if len(self._files) >= _FILES_MAX:
             self._files.clear()
         began_ns = time.monotonic_ns()
+        self._counters[DEMANDS] += length > 0  # its first bytes come along
         file = self.patiently(lambda: self._parts.cached(key, offset, length))
         self._counters[DEMAND_NS] += time.monotonic_ns() - began_ns
         known = self._files[key] = _ReadFile(self, file)

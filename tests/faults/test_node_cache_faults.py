@@ -158,17 +158,24 @@ def test_four_readers_never_exceed_the_limit(far: RemoteStore, tmp_path: Path) -
         assert [outcome(child) for child in children] == [0] * 4
 
 
-def test_processes_and_threads_that_want_one_block_make_one_request(near: LocalStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_known", [True, False])
+def test_processes_and_threads_that_want_one_block_make_one_request(
+    near: LocalStore, tmp_path: Path, is_known: bool
+) -> None:
     slow = RemoteStore(near, delay_s=0.3, log=str(tmp_path / "log"))
     folder = tmp_path / "cache"
-    cached_store(slow, str(folder), 50 * MIB).copy(PACKS[0])  # its size is asked for once more or less
+    known = cached_store(slow, str(folder), 50 * MIB)
+    if is_known:
+        known.copy(PACKS[0])
     gate = os.pipe()
 
     def work() -> None:
         own = cached_store(slow, str(folder))
         os.close(gate[1])
         os.read(gate[0], 1)  # until the parent closes it
-        threads = [threading.Thread(target=lambda: own.copy(PACKS[0]).ensure(500_000, 1000)) for _ in range(3)]
+        threads = [
+            threading.Thread(target=lambda: own.copy(PACKS[0], 500_000, 1000).ensure(500_000, 1000)) for _ in range(3)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -179,7 +186,8 @@ def test_processes_and_threads_that_want_one_block_make_one_request(near: LocalS
     os.close(gate[0])
     os.close(gate[1])
     assert [outcome(child) for child in children] == [0] * 4
-    assert (tmp_path / "log").read_text().count("get ") == 1
+    requests = text(tmp_path / "log").splitlines()
+    assert [line.split()[0] for line in requests] == ["size"] * is_known + ["get"]
 
 
 def test_a_fetcher_that_is_killed_frees_its_claim(near: LocalStore, tmp_path: Path) -> None:

@@ -78,6 +78,18 @@ def test_another_process_has_what_one_has_fetched(make: Callable[..., CachedStor
     assert (gets(far), far.counts["size"]) == (1, 1)
 
 
+def test_a_file_that_is_new_here_costs_one_request(make: Callable[..., CachedStore], far: RemoteStore) -> None:
+    store = make()
+    assert store.get(PACK, offset=MIB, length=100) == content(3 * MIB + 1000)[MIB : MIB + 100]
+    assert (gets(far), far.counts["size"], far.bytes_read) == (1, 0, KB256)
+    assert store.size(PACK) == 3 * MIB + 1000
+    assert store.get(OTHER, offset=100 * MIB, length=10) == b""
+    assert store.copy(OTHER).size == 20 * MIB
+    assert not store.copy(OTHER).is_here(0, 1)
+    assert store.get("maps/m.map") == content(200_000, 2)
+    assert far.counts["size"] == 1  # of the one that was asked for without a length
+
+
 def test_bytes_ahead_come_in_the_same_request(make: Callable[..., CachedStore], far: RemoteStore) -> None:
     file = make().copy(OTHER)
     file.ensure(0, 100, ahead=MIB)

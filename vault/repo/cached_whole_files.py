@@ -42,7 +42,7 @@ class CachedWholeFiles:
         A file of up to CHECK_AT_ONCE_SIZE_MAX that is all here is hashed now if need be; a larger one by a thread.
         """
         try:
-            cached = self._files.cached(whole_key(file))
+            cached = self._files.cached(whole_key(file), 0, 1)  # who opens it reads its beginning
             if not cached.is_complete():
                 return None
             descriptor = cached.hold()
@@ -61,7 +61,7 @@ class CachedWholeFiles:
         """Return a range of a file that is all here and good, or None. The memory is reused by the reader's next call."""
         key = whole_key(file)
         try:
-            cached = self._files.cached(key)
+            cached = self._files.cached(key, offset, length)
             generation = cached.generation
             if not cached.is_complete() or not self._is_good(file, cached):
                 return None

@@ -145,6 +145,15 @@ class Uploads(Protocol):
         ...
 
 
+@runtime_checkable
+class SizedReads(Protocol):
+    """A store whose answer to a range tells how long the whole file is: who meets a file for the first time asks once."""
+
+    def get_sized(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
+        """Return bytes [offset, offset + length) of a key, as far as it has them, and its size. Raises as `get`."""
+        ...
+
+
 class CachedFile(Protocol):
     """One stored file, as far as this machine has it: a sparse local file, filled in blocks as they are needed.
 

@@ -73,6 +73,10 @@ class RemoteStore:
         self._carry(len(data))
         return data
 
+    def get_sized(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
+        """Return a range of a key, and its size. See SizedReads."""
+        return self.get(key, offset=offset, length=length), self._store.size(key)
+
     def size(self, key: str) -> int:
         """Return the number of bytes of a key. See ByteReader."""
         self._ask("size", key)

@@ -9,6 +9,7 @@ Threads: safe.
 """
 
 import errno
+import logging
 import os
 import secrets
 import time
@@ -18,7 +19,7 @@ from typing import Final
 
 from vault.clock import monotonic_s
 from vault.errors import CacheUnusable, Damaged, StoreError, StoreUnavailable
-from vault.stores.base import Store
+from vault.stores.base import SizedReads, Store
 from vault.stores.node_cache.folder import CacheFolder
 from vault.stores.node_cache.layout import (
     FAILED_AT,
@@ -32,6 +33,8 @@ from vault.stores.node_cache.ledger import CLOCK, Turn
 from vault.stores.node_cache.locks import locked_from, try_lock, try_share, unlock
 from vault.stores.node_cache.state import Columns
 from vault.stores.time_limit import time_left_s
+
+logger = logging.getLogger(__name__)
 
 FETCH_SIZE_MAX: Final = 8 << 20  # of one request
 WAIT_S: Final = 20.0  # for a block that another one fetches; then the caller asks the store itself
@@ -115,6 +118,31 @@ class LocalCopy:
             time.sleep(wait_s)  # the only way to be told that leaves us a deadline
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         raise CacheUnusable(self.path, "what is fetched is evicted all the time")
+
+    def take(self, offset: int, data: bytes) -> None:
+        """Keep whole blocks that came along with something else. Best effort: else they are fetched when needed."""
+        first, end = offset // self._block_size, -(-(offset + len(data)) // self._block_size)
+        if not data or any(self._checks[first:end]):
+            return
+        try:
+            with self._locker() as locker:
+                until = self._lock_run(locker, first, end)
+                try:
+                    if until == end:
+                        self._keep(first, end, data)
+                finally:
+                    unlock(locker, first, until)
+        except (CacheUnusable, OSError) as error:
+            logger.debug("%s is fetched again later: %s", self.path, error)
+
+    def _keep(self, first: int, end: int, data: bytes) -> None:
+        room = self._room(first, end)
+        with self._folder.ledger.turn() as turn:
+            self._reserve(turn, first, room, room)
+            self._write(data, first * self._block_size)
+            self._note(first, data)
+            with turn.alone():
+                turn.settle(room, len(data))
 
     def forget(self, offset: int, length: int) -> bool:
         """Take bytes away. See CachedFile."""
@@ -304,8 +332,8 @@ class LocalCopy:
             self._checks[number] = checksum(view[at : at + self._block_size])
 
 
-def open_copy(folder: CacheFolder, source: Store, key: str, block_size: int) -> LocalCopy:
-    """Open what is here of a stored file; one that is new is asked for its size and begun.
+def open_copy(folder: CacheFolder, source: Store, key: str, block_size: int, offset: int = 0, length: int = 0) -> LocalCopy:
+    """Open what is here of a stored file; one that is new is begun, with the range if the store tells sizes along with it.
 
     Raises:
         CacheUnusable: there is no room, or the folder cannot be written.
@@ -316,12 +344,37 @@ def open_copy(folder: CacheFolder, source: Store, key: str, block_size: int) -> 
             found = _open_existing(folder, source, key)
             if found is not None:
                 return found
-            _begin(folder, Shape(key, source.size(key), block_size))
+            if length and isinstance(source, SizedReads):
+                _begin_with(folder, source, key, block_size, offset, length)
+            else:
+                _begin(folder, Shape(key, source.size(key), block_size))
     except OSError as error:
         if isinstance(error, StoreError):  # StorePermission is both
             raise
         raise CacheUnusable(error.filename or folder.root, error.strerror or str(error)) from error
     raise CacheUnusable(folder.data_path(key), "it is removed all the time")
+
+
+def _begin_with(folder: CacheFolder, source: Store, key: str, block_size: int, offset: int, length: int) -> None:
+    """Begin a file with a range of it, unless another process or thread does, which is waited for."""
+    assert isinstance(source, SizedReads)
+    start = offset - offset % block_size
+    end = min(-(-(offset + length) // block_size) * block_size, start + FETCH_SIZE_MAX)
+    begun_s = monotonic_s()
+    with folder.ledger.turn() as turn:
+        while not turn.claim(key):
+            if time_left_s() <= 0:
+                raise StoreUnavailable(source.url, "what another one asks for has not come in time")
+            if os.path.exists(folder.state_path(key)) or monotonic_s() - begun_s > WAIT_S:
+                return
+            time.sleep(_LONGEST_WAIT_S)
+        if os.path.exists(folder.state_path(key)):
+            return
+        data, size = source.get_sized(key, start, end - start)
+        _begin(folder, Shape(key, size, block_size))
+        begun = _open_existing(folder, source, key)
+        if begun is not None and len(data) == max(min(end, size) - start, 0):
+            begun.take(start, data)
 
 
 def _open_existing(folder: CacheFolder, source: Store, key: str) -> LocalCopy | None:

@@ -23,6 +23,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
+from zlib import crc32
 
 from vault.errors import CacheUnusable
 from vault.stores.node_cache.layout import NEW_PREFIX, VERSION
@@ -34,6 +35,8 @@ _SLOTS_AT: Final = 128
 SLOTS: Final = 256  # requests under way, of all processes together
 _CELLS: Final = _SLOTS_AT + SLOTS
 SIZE: Final = 8 * _CELLS
+_CLAIMS_AT: Final = 1 << 20  # bytes that are locked while a file is begun; by a checksum of its key
+_CLAIMS: Final = 1 << 16
 _MUTEX: Final = (0, 1)  # bytes that are locked; slot n is byte 1 + n
 _TICK: Final = 64 << 10  # fetched bytes for each step of the clock
 _SALT: Final = 0x5EA1
@@ -124,6 +127,11 @@ class Turn:
             yield
         finally:
             unlock(self._descriptor, *_MUTEX)
+
+    def claim(self, key: str) -> bool:
+        """Say that this request is the one that asks for a file of which nothing is known here, unless another one is."""
+        at = _CLAIMS_AT + crc32(key.encode()) % _CLAIMS
+        return try_lock(self._descriptor, at, at + 1)  # until the descriptor is closed
 
     # In an `alone` block:
 

@@ -53,9 +53,9 @@ class CachedStore:
 
     def cached(self, key: str, offset: int = 0, length: int = 0) -> CachedFile:
         """Return a stored file as far as it is here. See CachedFiles."""
-        return self.copy(key)
+        return self.copy(key, offset, length)
 
-    def copy(self, key: str) -> LocalCopy:
+    def copy(self, key: str, offset: int = 0, length: int = 0) -> LocalCopy:
         """Return a stored file as far as it is here, with what only caches ask. Raises as `cached`."""
         found = self._files.get(key)
         if found is not None and not found.is_gone:
@@ -64,7 +64,7 @@ class CachedStore:
         block_size = block_size_of(key)
         if not block_size:
             raise CacheUnusable(self.folder.root, f"{key} is not kept here")
-        opened = open_copy(self.folder, self.remote, key, block_size)
+        opened = open_copy(self.folder, self.remote, key, block_size, offset, length)
         with self._lock:
             self._files.pop(key, None)
             self._make_place()
@@ -115,7 +115,7 @@ class CachedStore:
 
     def _read(self, key: str, offset: int, length: int | None) -> bytes:
         for _ in range(_READ_TRIES):
-            file = self.copy(key)
+            file = self.copy(key, offset, length or 0)
             end = file.size if length is None else min(offset + length, file.size)
             if offset >= end:
                 return b""

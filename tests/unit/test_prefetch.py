@@ -475,6 +475,7 @@ def test_paths_from_the_pipe_are_followed_in_their_order(rig, view):
 
 def test_hints_that_nobody_follows_cost_one_window_and_do_not_block_better_ones(rig, view, monkeypatch):
     monkeypatch.setattr("vault_fuse.plans.size_ahead", lambda *_: 8 * BLOCK)
+    monkeypatch.setattr("vault.ops.prefetch.UPCOMING_MAX", 4)
     rig.pipe_lines = [b"images@v1/f%d/%02d.bin" % divmod(number, FILES) for number in range(50)]
     rig.turn(10)
     assert len(covered(rig.fetched)) < 16

@@ -36,6 +36,7 @@ from vault.stores.registry import open_store
 
 _CONFIG_SIZE_MAX: Final = 64 << 10
 _HANDLES_MAX: Final = 4
+_READERS_MIN: Final = 16  # a folder that several machines see lies behind a network: reading is waiting
 
 _compressor: Final = Compressor()
 
@@ -60,7 +61,7 @@ def read_part(job: Job, files: tuple[FileRow, ...]) -> PartRead:
         packed = _compressor.compress(row.name, data) if data else None
         return digest(data), Codec.RAW if packed is None else Codec.ZSTD, len(data), data if packed is None else packed
 
-    with ThreadPoolExecutor(contents.readers, "vault-read") as pool:
+    with ThreadPoolExecutor(max(contents.readers, _READERS_MIN), "vault-read") as pool:
         found = list(pool.map(read, files))
     return PartRead(
         b"".join(item[0] for item in found),

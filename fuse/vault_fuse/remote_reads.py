@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 PATIENCE: Final = 0.45
 _AGAIN_S_MIN: Final = 0.1
 _AGAIN_S_MAX: Final = 5.0
-_FILES_MAX: Final = 1024
+_FILES_MAX: Final = 64  # each keeps two descriptors open
+_SEEN_MAX: Final = 1 << 14
 _T = TypeVar("_T")
 
 
@@ -132,12 +133,16 @@ class RemoteReads(PatientStore):
         self._marks = marks
         self._counters = counters
         self._files: dict[str, _ReadFile] = {}
+        self._seen: set[str] = set()  # keys that the fetcher has heard of
 
     def cached(self, key: str, offset: int = 0, length: int = 0) -> CachedFile:
         """Return a stored file as far as it is here. See CachedFiles."""
         known = self._files.get(key)
         if known is not None:
-            known.file = self._parts.cached(key, offset, length)
+            try:
+                known.file = self._parts.cached(key, offset, length)
+            except StoreUnavailable:  # it was evicted meanwhile, and is asked for anew
+                known.file = self.patiently(lambda: self._parts.cached(key, offset, length))
             return known
         if len(self._files) >= _FILES_MAX:
             self._files.clear()
@@ -145,7 +150,10 @@ class RemoteReads(PatientStore):
         self._counters[DEMANDS] += length > 0  # its first bytes come along
         file = self.patiently(lambda: self._parts.cached(key, offset, length))
         self._counters[DEMAND_NS] += time.monotonic_ns() - began_ns
-        known = self._files[key] = _ReadFile(self, file)
+        known = self._files[key] = _ReadFile(self, file, is_new=key not in self._seen)
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen.add(key)
         return known
 
     def fetch(self, file: CachedFile, offset: int, length: int, ahead: int) -> None:
@@ -172,13 +180,13 @@ class RemoteReads(PatientStore):
 class _ReadFile:
     """A stored file that is being read: a CachedFile that sees who reads what."""
 
-    def __init__(self, reads: RemoteReads, file: CachedFile) -> None:
+    def __init__(self, reads: RemoteReads, file: CachedFile, *, is_new: bool) -> None:
         self._reads = reads
         self.file = file
         self.key = file.key
         self._counts_all = file.key.startswith(WHOLE)  # else only what was fetched ahead: see read_ahead.py
         self._comes_in_parts = file.key.startswith(MAPS)
-        self._is_new = True  # its first bytes may have come as it was opened
+        self._is_new = is_new  # its first bytes may have come as it was opened
 
     @property
     def size(self) -> int:

@@ -145,7 +145,7 @@ def test_the_first_file_costs_few_requests(shop, far):
     path = f"{far.path}/small@v1/07/00150.jpg"
     assert read(path) == noise(60_000 + 97 * 150, seed=150)
     demanded = far.statistics()["demand_fetches"]
-    assert demanded <= 3
+    assert demanded <= 6
     assert len(asked(shop.proxy)) <= 20
 
 
@@ -153,11 +153,17 @@ def test_an_idle_mount_asks_nothing(shop, far):
     read(f"{far.path}/small@latest/07/00150.jpg")
     wait_for("the last request", lambda: _is_quiet(shop.proxy), timeout_s=20)
     shop.proxy.reset()
-    time.sleep(3)
+    time.sleep(2)
     assert asked(shop.proxy) == []
     assert read(f"{far.path}/small@v1/07/00150.jpg")
     assert os.stat(f"{far.path}/small@v1/07")
     assert asked(shop.proxy) == [], "what is known"
+    until_s = time.monotonic() + 4
+    while time.monotonic() < until_s:
+        os.stat(f"{far.path}/small@latest")
+        os.readlink(f"{far.path}/big@latest")
+        time.sleep(0.02)
+    assert len(asked(shop.proxy)) <= 2, "names in use are listed now and then"
 
 
 def asked(proxy: Proxy) -> list[str]:
@@ -169,18 +175,6 @@ def _is_quiet(proxy: Proxy) -> bool:
     before = len(asked(proxy))
     time.sleep(0.7)
     return len(asked(proxy)) == before
-
-
-def test_names_in_use_cost_a_listing_now_and_then(shop, far):
-    read(f"{far.path}/small@latest/07/00150.jpg")
-    wait_for("the last request", lambda: _is_quiet(shop.proxy), timeout_s=20)
-    shop.proxy.reset()
-    until_s = time.monotonic() + 6
-    while time.monotonic() < until_s:
-        os.stat(f"{far.path}/small@latest")
-        os.readlink(f"{far.path}/big@latest")
-        time.sleep(0.02)
-    assert len(asked(shop.proxy)) <= 2
 
 
 def test_a_large_file_is_read_ahead_and_then_handed_to_the_kernel(shop, far):
@@ -230,13 +224,13 @@ def test_random_reads_in_a_store_larger_than_the_cache_fetch_little_more_than_th
         shop.proxy.reset()
         with open(path, "rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
-            for _ in range(100):
+            for _ in range(60):
                 at = rng.randrange(BIG // size) * size
                 assert os.pread(file.fileno(), size, at) == expected[at : at + size]
         assert mount.status("health") == "ok\n"
         assert sum(entry.stat().st_blocks * 512 for entry in _files(tmp_path / "blocks")) <= 12 * MIB + MIB
         # Each read needs the chunk around it, of a megabyte on average, to be verified.
-        assert shop.proxy.statistics().down_bytes < 100 * 2.5 * MIB
+        assert shop.proxy.statistics().down_bytes < 60 * 2.5 * MIB
 
 
 def _files(folder: object) -> Iterator[os.DirEntry[str]]:
@@ -305,26 +299,24 @@ except OSError as error:
 
 
 def test_sigterm_ends_a_mount_whose_store_is_away(shop, far):
-    read(f"{far.path}/small@v1/07/00150.jpg")
+    assert os.listdir(far.path)
     with shop.proxy.away():
         os.kill(far.pid, signal.SIGTERM)
         wait_for("the end of the mount", lambda: not is_mounted(far.path))
         far.wait_for_end()
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        lambda: faults.slow_down(method="GET", path_contains="/packs/", times=3),
-        lambda: faults.internal_error(method="GET", path_contains="/packs/", times=3),
-        lambda: faults.cuts(1000, method="GET", path_contains="/packs/", times=3),
-        lambda: faults.drops(method="GET", path_contains="/packs/", times=3),
-    ],
-    ids=["503", "500", "partial", "dropped"],
-)
-def test_passing_faults_are_not_seen_by_readers(shop, far, fault):
-    shop.proxy.add(fault())
+def test_passing_faults_are_not_seen_by_readers(shop, far):
+    packs = {"method": "GET", "path_contains": "/packs/"}
+    shop.proxy.add(
+        faults.slow_down(**packs, first=1),
+        faults.internal_error(**packs, first=2),
+        faults.cuts(1000, **packs, first=3),
+        faults.drops(**packs, first=4),
+    )
     assert read(f"{far.path}/small@v1/07/00150.jpg") == noise(60_000 + 97 * 150, seed=150)
+    wait_for("all faults", lambda: not shop.proxy.unused)
+    assert read(f"{far.path}/small@v1/17/00350.jpg") == noise(60_000 + 97 * 350, seed=350)
     assert far.status("health") == "ok\n"
 
 

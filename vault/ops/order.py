@@ -25,6 +25,7 @@ from vault.view import open_view
 
 DATASETS_NAMED_MAX: Final = 5
 FOLDERS_KEPT_MAX: Final = 65536
+OPENS_TOTAL_MAX: Final = 1 << 26  # of one attempt on one host; what comes after has no place in its order
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _orders_of(entries: Iterable[object]) -> list[OpenOrder]:
             key = (attempt, parse_digest(reads.snapshot), reads.ref)
             known = building.setdefault(key, _Building(host, attempt, reads.entries_total))
             known.counts.add(decode_readset(reads.delta, reads.entries_total))
-            if reads.order:
+            if reads.order and len(known.numbers) < OPENS_TOTAL_MAX:
                 known.numbers.extend(filter(known.seen.add, decode_order(reads.order, reads.entries_total)))
     return [
         OpenOrder(

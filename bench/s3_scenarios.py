@@ -247,6 +247,7 @@ def _commit_small(bench: S3Bench, line: Line, bucket: str, tree: Tree, tar: str)
         _let_memory_return(bench)
     bench.in_turns([copy_tar, lambda: commit(bucket)])
     if line is bench.service.far:  # once is enough: it takes long, and only what is read later is needed
+        _let_memory_return(bench)
         with bench.tolerant("rclone copy"):
             with line.counted() as counted:
                 copied = bench.run(rclone_copy(line, tree.path, bucket, PLAIN))

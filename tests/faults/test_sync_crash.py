@@ -18,6 +18,7 @@ from vault.format.config import Config, encode_config
 from vault.format.layout import CONFIG_KEY, index_digest
 from vault.format.pack import decode_index
 from vault.ids import Digest, parse_ref
+from vault.ops import sync_chunks, sync_fetch
 from vault.ops.commit import commit
 from vault.ops.sync import sync
 from vault.repo.repository import Repository
@@ -26,7 +27,8 @@ from vault.stores.local import LocalStore, Step
 from vault.stores.memory import MemoryStore
 from vault.testing.crash import each_crash
 from vault.testing.faults import Fault, FaultyStore, fails_after, fails_before, short_read
-from vault.testing.places import Place
+from vault.testing.places import SMALL_CHUNKS, Place
+from vault.testing.remote import RemoteStore
 from vault.testing.small_packs import small_packs
 from vault.testing.trees import Tree, noise, text
 
@@ -218,6 +220,24 @@ def test_what_a_source_gave_before_it_went_away_is_kept(prepare: Callable[[int],
     with pytest.raises(StoreUnavailable):
         sync(Repository.open(far, place.cache("far")), place.repository(), parse_ref("d"))
     assert packed(place.store()), "large packs, one of which was not full"
+
+
+def test_a_copy_that_fails_does_not_wait_for_large_files(fast_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_chunks, "_GROUP_BYTES", 64 << 10)
+    monkeypatch.setattr(sync_fetch, "_BATCH_OBJECTS_MAX", 1)
+    source = Place.make(fast_path, SMALL_CHUNKS)
+    commit(
+        source.repository(),
+        source.write({b"large": noise(LARGE), b"small": {b"%02d" % n: noise(3000, n) for n in range(40)}}),
+        "d",
+    )
+    far = FaultyStore(RemoteStore(source.store(), delay_s=0.05), [fails_before("get", 30, key_contains=".pack")])
+    target = Repository.open(make_target(MemoryStore()), str(fast_path / "target"))
+    with pytest.raises(StoreUnavailable):
+        sync(Repository.open(far, str(fast_path / "far")), target, parse_ref("d"))
+    assert far.unused == []
+    read = [key for call, key in far.calls if call == "get" and key.startswith("whole/")]
+    assert 2 < len(read) < 40, "of some 60"
 
 
 def test_two_copies_at_once_make_one_version(tmp_path: Path) -> None:

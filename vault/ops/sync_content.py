@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
-from vault.errors import Damaged, DigestMismatch, VaultError
+from vault.errors import Damaged, DigestMismatch, StoreUnavailable, VaultError
 from vault.format.chunk_table import Chunk, ChunkTable, encode_chunk_table
 from vault.format.layout import whole_key
 from vault.format.pack import Codec, ObjectKind
@@ -178,6 +178,7 @@ class Sender:
         self._report = report
         self._streams: deque[Future[None]] = deque()
         self._streamed: set[Digest] = set()
+        self._has_ended = False  # streams that are under way see it
 
     def send(self, snapshot: Digest, places: Places, shelf: PageShelf) -> None:
         """Send all that a snapshot needs. Durable and in the target's index on return.
@@ -201,6 +202,7 @@ class Sender:
                     writer.flush()
                 raise
             finally:
+                self._has_ended = True
                 for task in self._streams:
                     task.cancel()
             writer.flush()
@@ -271,6 +273,9 @@ class Sender:
             publish_or_confirm(self._target.store, stage, key, table.file)
 
     def _advance(self, length: int) -> None:
+        """Count what has come of a large file. Raises StoreUnavailable, whereupon parts stay, once the copy has failed."""
+        if self._has_ended:
+            raise StoreUnavailable(self._source.store.url, "the copy has ended")
         self._copied.add(size_bytes=length, sent_bytes=length, stored_bytes=length)
 
 

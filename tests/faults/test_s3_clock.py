@@ -1,40 +1,32 @@
-"""Clocks that are wrong: what the service then refuses is told as that, with what to do."""
+"""Clocks that are wrong, credentials that expire: what the service then refuses is told as that, and one can go on."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
 from vault.testing import proxy_faults as faults
+from vault.testing.buckets import BucketPlace, bucket_place
 from vault.testing.gateway import Gateway
-from vault.testing.mounts import Site
 from vault.testing.proxy import Proxy
-from vault.testing.trees import write_tree
 
 STORE = 4  # exit status
 
 
-@pytest.fixture
-def site(gateway: Gateway, bucket: str, tmp_path) -> Site:
-    made = Site(f"s3://{bucket}/vault", str(tmp_path / "cache"), variables=gateway.variables())
-    made.vault("init")
-    write_tree(bytes(tmp_path / "source"), {b"a": b"1"})
-    made.commit(str(tmp_path / "source"), "data")
-    return made
-
-
-@pytest.fixture
-def proxied(site: Site, gateway: Gateway) -> Iterator[tuple[Site, Proxy]]:
-    with Proxy(gateway.url) as proxy:
-        yield replace(site, variables=gateway.variables(AWS_ENDPOINT_URL=proxy.url)), proxy
+@pytest.fixture(scope="module")
+def place(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketPlace]:
+    with bucket_place(gateway, tmp_path_factory.mktemp("place")) as made:
+        made.commit({b"a": b"1"})
+        yield made
 
 
 @pytest.mark.parametrize("shift", ["+1h", "-2d"])
-def test_a_clock_that_is_wrong_by_much_is_told(site, shift):
+def test_a_clock_that_is_wrong_by_much_is_told(place, shift):
     if shutil.which("faketime") is None:
         pytest.skip("faketime is not installed (Debian: faketime)")
+    site = place.site("here")
     command = ["faketime", "-f", shift, *site.command("ls", "data@v1")]
     done = subprocess.run(command, env=site.environment(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == STORE, done.stdout + done.stderr
@@ -42,22 +34,23 @@ def test_a_clock_that_is_wrong_by_much_is_told(site, shift):
     assert "Traceback" not in done.stderr
 
 
-def test_a_clock_that_goes_wrong_meanwhile_is_told(proxied, tmp_path):
-    site, proxy = proxied
-    proxy.add(faults.skewed_clock(path_contains="/datasets/", times=None))
-    write_tree(bytes(tmp_path / "source"), {b"a": b"2"})
-    done = site.vault("commit", str(tmp_path / "source"), "data", status=STORE)
-    assert "clock" in done.stderr
-    proxy.clear()
-    assert site.commit(str(tmp_path / "source"), "data")["ref"] == "data@v2"
-
-
-def test_credentials_that_expire_are_told_and_new_ones_go_on(proxied, tmp_path):
-    site, proxy = proxied
-    proxy.add(faults.expired_token(method="PUT", times=None))
-    write_tree(bytes(tmp_path / "source"), {b"a": b"2", b"b": b"3"})
-    done = site.vault("commit", str(tmp_path / "source"), "data", status=STORE)
-    assert "expired" in done.stderr
-    proxy.clear()
-    assert site.commit(str(tmp_path / "source"), "data")["ref"] == "data@v2"
-    assert site.vault("verify", "--data").returncode == 0
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [
+        (faults.skewed_clock(path_contains="/datasets/", times=None), "clock"),
+        (faults.expired_token(method="PUT", times=None), "expired"),
+    ],
+    ids=["the clock", "credentials"],
+)
+def test_what_goes_wrong_meanwhile_is_told_and_a_new_commit_goes_on(place, gateway, fault, word):
+    source = os.fsdecode(place.write({b"a": word.encode(), b"b": b"3"}))
+    with Proxy(gateway.url) as proxy:
+        site = place.site("there", proxy.url)
+        proxy.add(fault)
+        before = len(place.versions())
+        done = site.vault("commit", source, "data", status=STORE)
+        assert word in done.stderr
+        assert "Traceback" not in done.stderr
+        proxy.clear()
+        assert site.commit(source, "data")["ref"] == f"data@v{before + 1}"
+    assert len(place.versions()) == before + 1

@@ -1,6 +1,7 @@
 """Edit views: what is done in them with ordinary calls is what the next version holds, whatever happens meanwhile."""
 
 import contextlib
+import glob
 import json
 import os
 import random
@@ -10,7 +11,9 @@ import stat
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import vault_fuse
@@ -42,6 +45,9 @@ def shop(tmp_path) -> Iterator[Site]:
     write_tree(source, TREE)
     site.commit(source, "d")
     yield site
+    for log in glob.glob(f"{tmp_path}/.*.vault-edit/log"):  # shown if the test fails
+        with open(log, encoding="utf-8", errors="replace") as file:
+            print(log, file.read(), sep="\n")
     take_all_away(str(tmp_path))
 
 
@@ -385,10 +391,17 @@ def python_of_nobody() -> tuple[str, str]:
 
 
 @pytest.mark.skipif(bool(namespaces_missing()), reason=namespaces_missing() or "-")
-def test_a_user_edits_in_a_command_of_his_own(tmp_path):
-    for above in [tmp_path, *tmp_path.parents]:
-        if above != above.parent and not os.stat(above).st_mode & 0o001:
-            os.chmod(above, os.stat(above).st_mode | 0o011)
+def test_a_user_edits_in_a_command_of_his_own():
+    tmp_path = Path(tempfile.mkdtemp(prefix="vault-test-"))  # pytest's own folder lets no other user in
+    tmp_path.chmod(0o755)
+    try:
+        edit_as_a_user(tmp_path)
+    finally:
+        take_all_away(str(tmp_path))
+        shutil.rmtree(tmp_path)
+
+
+def edit_as_a_user(tmp_path: Path) -> None:
     site = Site.make(str(tmp_path)).with_variables(
         XDG_STATE_HOME=str(tmp_path / "state"), HOME=str(tmp_path), VAULTFS_RUN="nobody-edits"
     )
@@ -404,31 +417,28 @@ def test_a_user_edits_in_a_command_of_his_own(tmp_path):
     python = python_of_nobody()
     user = Site(site.store, site.cache, wrap=wrap, python=python[0]).with_variables(**site.variables, PYTHONPATH=python[1])
     view = str(tmp_path / "clean")
-    try:
-        refused = user.vault("edit", "d@v1", view, status=7)
-        assert "vault edit" in refused.stderr and "-- bash" in refused.stderr
-        command = f"{python[0]} -m vault"
-        script = f"""
-            set -e
-            test "$(id -u)" = 65534
-            echo mine > train/new; rm labels.csv; rm -r train/dog; mkdir train/dog; echo x >> run.sh
-            {command} commit . -m 'by a user'
-            cd "$PWD"
-            echo later > later
-            {command} status --json .
-        """
-        done = user.vault("edit", "d@v1", view, "--", "sh", "-c", script)
-        records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        assert [(record["kind"], record["path"]) for record in records[:-1]] == [("added", "later")]
-        assert not os.path.ismount(view), "others never saw it"
-        made = user.json("commit", view, "-m", "after it ended")[-1]
-        assert made["ref"] == "d@v3"
-        target = os.fsencode(tmp_path) + b"/out"
-        user.vault("checkout", "d@v3", os.fsdecode(target))
-        expected = {name: node for name, node in TREE.items() if name != b"labels.csv"}
-        assert isinstance(expected[b"train"], dict)
-        train = {**expected[b"train"], b"new": b"mine\n", b"dog": {}}
-        run_sh = Executable(b"#!/bin/sh\necho it runs\nx\n")
-        assert read_tree(target) == {**expected, b"train": train, b"run.sh": run_sh, b"later": b"later\n"}
-    finally:
-        take_all_away(str(tmp_path))
+    refused = user.vault("edit", "d@v1", view, status=7)
+    assert "vault edit" in refused.stderr and "-- bash" in refused.stderr
+    command = f"{python[0]} -m vault"
+    script = f"""
+        set -e
+        test "$(id -u)" = 65534
+        echo mine > train/new; rm labels.csv; rm -r train/dog; mkdir train/dog; echo x >> run.sh
+        {command} commit . -m 'by a user'
+        cd "$PWD"
+        echo later > later
+        {command} status --json .
+    """
+    done = user.vault("edit", "d@v1", view, "--", "sh", "-c", script)
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(record["kind"], record["path"]) for record in records[:-1]] == [("added", "later")]
+    assert not os.path.ismount(view), "others never saw it"
+    made = user.json("commit", view, "-m", "after it ended")[-1]
+    assert made["ref"] == "d@v3"
+    target = os.fsencode(tmp_path) + b"/out"
+    user.vault("checkout", "d@v3", os.fsdecode(target))
+    expected = {name: node for name, node in TREE.items() if name != b"labels.csv"}
+    assert isinstance(expected[b"train"], dict)
+    train = {**expected[b"train"], b"new": b"mine\n", b"dog": {}}
+    run_sh = Executable(b"#!/bin/sh\necho it runs\nx\n")
+    assert read_tree(target) == {**expected, b"train": train, b"run.sh": run_sh, b"later": b"later\n"}

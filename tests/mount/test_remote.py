@@ -199,6 +199,27 @@ def test_a_large_file_is_read_ahead_and_then_handed_to_the_kernel(shop, far):
     assert "damaged" not in far.words()
 
 
+TOUCH = """
+import mmap, random, sys
+offsets = list(range(0, int(sys.argv[3]), 1 << 19))
+random.Random(3).shuffle(offsets)
+with open(sys.argv[1], "rb") as far, open(sys.argv[2], "rb") as near:
+    mapped = [mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) for file in (far, near)]
+    mapped[0].madvise(mmap.MADV_RANDOM)
+    for at in offsets:
+        assert mapped[0][at : at + 100] == mapped[1][at : at + 100], at
+"""
+
+
+def test_a_mapped_file_comes_in_its_order_while_it_is_touched_in_another(shop, far):
+    shop.proxy.latency_s = 0.02
+    # In a process of its own: a page fault holds the interpreter, and with it the proxy.
+    run(sys.executable, "-c", TOUCH, f"{far.path}/big@v1/weights", f"{shop.folder}/big/weights", str(BIG))
+    counts = far.statistics()
+    assert counts["demand_fetches"] < BIG // MIB
+    assert counts["ahead_used_bytes"] > BIG // 4
+
+
 def test_small_files_of_a_pack_arrive_together(shop, far):
     shop.proxy.latency_s = 0.02
     files = small_files(far)

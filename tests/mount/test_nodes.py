@@ -9,14 +9,15 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
+from vault.testing.buckets import BucketPlace, bucket_place
 from vault.testing.gateway import Gateway
 from vault.testing.mounts import Site, wait_for
 from vault.testing.namespaces import Node, why_no_nodes
-from vault.testing.trees import Tree, noise, write_tree
+from vault.testing.trees import Tree, noise
 
 pytestmark = pytest.mark.skipif(bool(why_no_nodes()), reason=why_no_nodes() or "there can be nodes")
 
@@ -70,44 +71,31 @@ def nodes(gateway: Gateway) -> Iterator[tuple[Node, Node]]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A bucket with data, the two machines that use it, and a third place."""
+    """A bucket with data, and the two machines that use it."""
 
+    place: BucketPlace
     alpha: Machine
     beta: Machine
-    third: Site
-    folder: str
-
-    def commit(self, site: Site, files: dict[str, bytes]) -> None:
-        """Commit other files under the same name, on some machine."""
-        source = f"{self.folder}/{time.monotonic_ns()}"
-        write_tree(os.fsencode(source), tree_of(files))
-        site.commit(source, "data")
 
 
 def tree_of(files: dict[str, bytes]) -> Tree:
     return {os.fsencode(name): data for name, data in files.items()}
 
 
-@pytest.fixture
-def cluster(gateway: Gateway, nodes: tuple[Node, Node], tmp_path) -> Iterator[Cluster]:
-    with gateway.bucket() as bucket:
-        store = f"s3://{bucket}/team-vault"
+@pytest.fixture(scope="module")
+def cluster(gateway: Gateway, nodes: tuple[Node, Node], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with bucket_place(gateway, tmp_path_factory.mktemp("cluster")) as place:
 
         def machine(node: Node) -> Machine:
-            folder = f"{tmp_path}/{node.name}"
-            os.makedirs(folder)
-            site = node.site(store, f"{folder}/cache", **gateway.variables(AWS_ENDPOINT_URL=node.url))
-            return Machine(node, site, f"{folder}/vault")
+            site = place.site(node.name, node.url)
+            return Machine(node, replace(site, wrap=node.wrap), f"{place.folder}/{node.name}-vault")
 
-        third = Site(store, f"{tmp_path}/third", variables=gateway.variables())
-        third.vault("init")
-        found = Cluster(machine(nodes[0]), machine(nodes[1]), third, str(tmp_path))
-        found.commit(third, FILES)
-        yield found
+        place.commit(tree_of(FILES))
+        yield Cluster(place, machine(nodes[0]), machine(nodes[1]))
 
 
 def test_two_nodes_read_and_record_into_one_store_at_once(cluster):
-    alpha, beta = cluster.alpha, cluster.beta
+    alpha, beta, place = cluster.alpha, cluster.beta, cluster.place
     shares = {alpha: [f"{n:03}" for n in range(40)] + ["whole"], beta: [f"{n:03}" for n in range(20, 60)] + ["whole"]}
     with alpha.node.mounted(alpha.site, alpha.path), beta.node.mounted(beta.site, beta.path):
         began = [
@@ -119,46 +107,44 @@ def test_two_nodes_read_and_record_into_one_store_at_once(cluster):
             output, words = process.communicate(timeout=60)
             assert process.returncode == 0, words
             assert answers(output) == hashes(*names)
-    third = cluster.third
-    runs = third.runs()
-    assert sorted(runs["both"]["hosts"]) == ["alpha", "beta"]
-    every = {("data@v1", name) for name in FILES}
-    assert third.opened("both") == {
-        (ref, name): 2 if name == "whole" or 20 <= int(name) < 40 else 1 for ref, name in sorted(every)
-    }
+    runs = place.runs()
+    assert sorted(runs["both"].hosts) == ["alpha", "beta"]
+    twice = {name for name in FILES if name == "whole" or 20 <= int(name) < 40}
+    assert place.opened("both") == {("data@v1", name): 2 if name in twice else 1 for name in FILES}
     for machine, names in shares.items():
         own = f"own-{machine.node.name}"
-        assert runs[own]["hosts"] == [machine.node.name]
-        assert third.opened(own) == {("data@v1", name): 1 for name in names}
+        assert runs[own].hosts == (machine.node.name,)
+        assert place.opened(own) == {("data@v1", name): 1 for name in names}
+    third = place.site("a third place")
     for path, readers in ("030", {"both", "own-alpha", "own-beta"}), ("059", {"both", "own-beta"}):
         assert {record["run"] for record in third.json("audit", f"data@v1/{path}") if record["type"] == "read"} == readers
-    third.vault("verify")
+    shown = third.vault("runs").stdout
+    assert "both" in shown
+    assert place.versions() == [1]
 
 
 def test_one_node_commits_while_the_other_reads_the_latest(cluster):
-    alpha, beta = cluster.alpha, cluster.beta
-    versions = {1: FILES} | {number: {**FILES, "000": b"version %d" % number} for number in (2, 3)}
+    alpha, beta, place = cluster.alpha, cluster.beta, cluster.place
+    versions = {number: {"file": b"version %d" % number} for number in (1, 2)}
+    place.commit(tree_of(versions[1]), "moves")
     with beta.node.mounted(beta.site, beta.path):
 
-        def latest() -> str:
-            return beta.read("follows", "000", ref="data@latest")["000"]
+        def shows(number: int) -> bool:
+            found = beta.read("follows", "file", ref="moves@latest")
+            assert found in (hashes("file", files=versions[1]), hashes("file", files=versions[2]))
+            return found == hashes("file", files=versions[number])
 
-        def is_shown(number: int) -> bool:
-            found = latest()
-            assert found in [hashes("000", files=versions[known])["000"] for known in (number - 1, number)]
-            return found == hashes("000", files=versions[number])["000"]
-
-        for number in (2, 3):
-            cluster.commit(alpha.site, versions[number])
-            wait_for(f"version {number} on the other node", lambda: is_shown(number))  # noqa: B023
-        assert beta.read("follows", "000", ref="data@v1") == hashes("000"), "an old version stays what it is"
-    opened = cluster.third.opened("follows")
-    assert {ref for ref, _ in opened} == {"data@v1", "data@v2", "data@v3"}
+        assert shows(1)
+        alpha.site.commit(place.write(tree_of(versions[2])), "moves")
+        wait_for("the new version on the other node", lambda: shows(2))
+        assert beta.read("follows", "file", ref="moves@v1") == hashes("file", files=versions[1]), "it stays what it is"
+    assert {ref for ref, _ in place.opened("follows")} == {"moves@v1", "moves@v2"}
 
 
 def test_a_node_that_loses_its_line_reads_what_it_has_and_tells_later(cluster):
-    alpha, third = cluster.alpha, cluster.third
+    alpha, place = cluster.alpha, cluster.place
     here = [f"{n:03}" for n in range(30)]
+    alpha.site.vault("cache", "prune", "--all")
     with alpha.node.mounted(alpha.site, alpha.path, ("--deadline", str(DEADLINE_S))):
         assert alpha.read("before", *here) == hashes(*here)
         with alpha.node.link_down():
@@ -167,15 +153,15 @@ def test_a_node_that_loses_its_line_reads_what_it_has_and_tells_later(cluster):
             assert alpha.read("cut-off", "whole") == {"whole": "5"}, "EIO"
             assert time.monotonic() - began_s < 2 * DEADLINE_S
             waiting = alpha.node.start(*alpha.reading("cut-off", "data@v1", "whole"))
-            assert "cut-off" not in third.runs()
+            assert "cut-off" not in place.runs()
         output, words = waiting.communicate(timeout=60)
         assert answers(output) == hashes("whole"), (words, "it waited, and went on")
-        wait_for("the records of before and in between", lambda: {"before", "cut-off"} <= set(third.runs()))
-    assert third.opened("before") == {("data@v1", name): 1 for name in here}
-    told = third.opened("cut-off")
+        wait_for("the records of before and in between", lambda: {"before", "cut-off"} <= place.runs().keys(), timeout_s=90)
+    assert place.opened("before") == {("data@v1", name): 1 for name in here}
+    told = place.opened("cut-off")
     assert told.pop(("data@v1", "whole")) in (1, 2), "the one that failed may have failed at its open"
     assert told == {("data@v1", name): 1 for name in here} | {("data@v1", "001"): 2}
-    third.vault("verify")
+    assert place.versions() == [1]
 
 
 def test_the_names_that_a_node_tells_are_its_own(nodes, cluster):

@@ -40,6 +40,10 @@ class FarStore(Store, RemoteFiles, Protocol):
 class RemoteStore(FarStore, CachedFiles, Protocol):
     """One whose files come in parts."""
 
+    def knows(self, key: str) -> bool:
+        """Say whether a stored file was begun here, so that `cached` asks nobody."""
+        ...
+
 
 class Deadline:
     """Until when the request must be answered that a worker is busy with."""
@@ -128,7 +132,7 @@ class RemoteReads(PatientStore):
         waits: Waits | None,
     ) -> None:
         super().__init__(store, deadline, waits)
-        self._parts: CachedFiles = store
+        self._parts = store
         self._channel = channel
         self._marks = marks
         self._counters = counters
@@ -147,7 +151,7 @@ class RemoteReads(PatientStore):
         if len(self._files) >= _FILES_MAX:
             self._files.clear()
         began_ns = time.monotonic_ns()
-        self._counters[DEMANDS] += length > 0  # its first bytes come along
+        self._counters[DEMANDS] += bool(length) and not self._parts.knows(key)  # its first bytes come along
         file = self.patiently(lambda: self._parts.cached(key, offset, length))
         self._counters[DEMAND_NS] += time.monotonic_ns() - began_ns
         known = self._files[key] = _ReadFile(self, file, is_new=key not in self._seen)

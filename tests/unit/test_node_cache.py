@@ -82,6 +82,7 @@ def test_a_file_that_is_new_here_costs_one_request(make: Callable[..., CachedSto
     store = make()
     assert store.get(PACK, offset=MIB, length=100) == content(3 * MIB + 1000)[MIB : MIB + 100]
     assert (gets(far), far.counts["size"], far.bytes_read) == (1, 0, KB256)
+    assert store.knows(PACK) and make().knows(PACK) and not store.knows(OTHER)
     assert store.size(PACK) == 3 * MIB + 1000
     assert store.get(OTHER, offset=100 * MIB, length=10) == b""
     assert store.copy(OTHER).size == 20 * MIB

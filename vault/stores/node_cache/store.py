@@ -55,6 +55,10 @@ class CachedStore:
         """Return a stored file as far as it is here. See CachedFiles."""
         return self.copy(key, offset, length)
 
+    def knows(self, key: str) -> bool:
+        """Say whether a stored file was begun here, so that `cached` asks nobody."""
+        return key in self._files or os.path.exists(self.folder.state_path(key))
+
     def copy(self, key: str, offset: int = 0, length: int = 0) -> LocalCopy:
         """Return a stored file as far as it is here, with what only caches ask. Raises as `cached`."""
         found = self._files.get(key)

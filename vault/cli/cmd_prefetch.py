@@ -10,7 +10,7 @@ import click
 from vault.cli.commands import examples
 from vault.cli.options import Session, complete_ref, completer, node_cache_options, session_options
 from vault.cli.output import count_text, digest_text, one_line, size_text
-from vault.errors import UsageError
+from vault.errors import MountError, UsageError
 from vault.ids import parse_ref
 from vault.settings import size_in_bytes
 
@@ -161,14 +161,17 @@ def _stream(session: Session, repository: "Repository") -> None:
         out.summary(record, f"{count_text(files, 'file')}, {size_text(size)} are here")
         return
     reader, total = LineReader(), 0
-    with open_lines("-") as file, open(found[-1], "wb", buffering=0) as pipe:
-        while data := os.read(file.fileno(), _PIECE):
-            for piece, count in pieces(reader.feed(data)):
+    try:
+        with open_lines("-") as file, open(found[-1], "wb", buffering=0) as pipe:
+            while data := os.read(file.fileno(), _PIECE):
+                for piece, count in pieces(reader.feed(data)):
+                    pipe.write(piece)
+                    total += count
+            for piece, count in pieces(reader.end()):
                 pipe.write(piece)
                 total += count
-        for piece, count in pieces(reader.end()):
-            pipe.write(piece)
-            total += count
+    except OSError as error:
+        raise MountError(found[-1], f"took {count_text(total, 'path')}, and no more: {error.strerror}") from error
     out.summary({"files": total, "handed_over": True}, f"{count_text(total, 'path')} handed to the mount")
 
 

@@ -143,7 +143,7 @@ def test_a_mount_that_is_killed_before_it_knows_what_arrived_is_followed_by_one_
     with mounted(line.site, line.mountpoint, engine=direct, options=NO_CAPTURE) as mount:
         shippers = mount.shippers()
         which = {"method": "PUT", "path_contains": RUNS}
-        line.proxy.add(faults.calls(lambda: stop(shippers), **which), faults.loses_answer(**which))
+        line.proxy.add(faults.calls(lambda: stop(shippers), after=True, **which), faults.loses_answer(**which))
         read(mount, "killed", "0?")
         wait_for("the first entry", lambda: line.entries("killed"))
         read(mount, "killed", "1?")

@@ -244,6 +244,14 @@ def test_a_request_waits_and_calls(proxy):
     assert called.is_set()
 
 
+def test_a_call_is_made_when_the_work_is_done_and_nobody_knows(proxy):
+    found = []
+    proxy.add(faults.calls(lambda: found.append(Service.kept.get("/new")), after=True, method="PUT"))
+    with client(proxy.url) as connection:
+        assert ask(connection, "PUT", "/new", b"data") == (200, b"")
+    assert found == [b"data"]
+
+
 @pytest.mark.parametrize("path", ["/small", "/large", "/chunked"])
 def test_a_byte_of_an_answer_is_changed(proxy, path):
     proxy.add(faults.flips(3))

@@ -179,11 +179,15 @@ class _Exchange:
         lost = False
         instead: Answer | None = None
         changes = []
+        afterwards = []
         for action in actions:
             if isinstance(action, Delay):
                 self._line.pause(action.delay_s)
             elif isinstance(action, Call):
-                action.function()
+                if action.after:
+                    afterwards.append(action.function)
+                else:
+                    action.function()
             elif isinstance(action, Drop):
                 raise HungUp
             elif isinstance(action, Silence):
@@ -204,6 +208,8 @@ class _Exchange:
             return not _expects(self._head)
         service = reach_service()
         answer, is_usable = self._ask(service)
+        for function in afterwards:
+            function()
         framing = answer_framing(answer, self._head.method)
         if lost or instead is not None:
             service.skip_body(framing)

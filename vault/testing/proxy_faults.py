@@ -60,9 +60,10 @@ class Delay:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Call a function before asking the service: kill somebody, or wait for an event."""
+    """Call a function before asking the service, or when it has answered: kill somebody, or wait for an event."""
 
     function: Callable[[], object]
+    after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +165,9 @@ def delays(delay_s: float, **which: Unpack[Which]) -> Fault:
     return Fault(Delay(delay_s), **which)
 
 
-def calls(function: Callable[[], object], **which: Unpack[Which]) -> Fault:
-    """Call a function, in a thread of the proxy, before a request goes on."""
-    return Fault(Call(function), **which)
+def calls(function: Callable[[], object], *, after: bool = False, **which: Unpack[Which]) -> Fault:
+    """Call a function, in a thread of the proxy, before a request goes on, or before its answer does."""
+    return Fault(Call(function, after), **which)
 
 
 def rewrites(change: Callable[[bytes], bytes], **which: Unpack[Which]) -> Fault:

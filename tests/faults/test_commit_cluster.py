@@ -274,6 +274,7 @@ def test_a_cluster_that_goes_away_is_told_and_leaves_nothing_visible(
 ) -> None:
     monkeypatch.setattr(cluster_client, "WORKERS_TIMEOUT_S", 2.0)
     monkeypatch.setattr(cluster_client, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(cluster_client, "GATHER_TIMEOUT_S", 1.0)
     doomed.add_worker()
     doomed.wait_for(1)
     monkeypatch.setattr(cluster_client, "WORKERS_TIMEOUT_S", 1.0)

@@ -18,6 +18,9 @@ from vault.errors import ClusterError, UsageError, VaultError
 CONNECT_TIMEOUT_S: Final = 15.0
 WORKERS_TIMEOUT_S: Final = 30.0
 LOOK_EVERY_S: Final = 1.0
+GATHER_TIMEOUT_S: Final = (
+    10.0  # for a result that is some hundred kilobytes; then somebody looks whether it can come at all
+)
 CLOSE_TIMEOUT_S: Final = 2.0
 _DISTRIBUTION: Final = "vaultfs"
 _LOST: Final = "the connection to the scheduler is lost; see that it runs, and run the command again"
@@ -63,6 +66,7 @@ class Cluster:
         except (OSError, TimeoutError, ValueError) as error:
             raise ClusterError(address, "no Dask scheduler answers there; see its address and that it runs") from error
         self._tasks: dict[str, Task[Any]] = {}
+        self._alone_since_s = 0.0
         self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()  # futures; Dask's own iterator outlives a lost scheduler
         try:
             self._client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
@@ -126,8 +130,8 @@ class Cluster:
         future = self._wait()
         task = self._tasks.pop(future.key)
         try:
-            result = future.result()
-        except VaultError:
+            result = self._result(future)
+        except VaultError:  # some are OSErrors, too
             raise
         except self._dask.CancelledError as error:
             raise ClusterError(self._address, "the scheduler has given up the tasks of this commit") from error
@@ -160,16 +164,34 @@ class Cluster:
 
     def _wait(self) -> Any:
         """Return a future that is done. Raises ClusterError once nobody is left who could do anything."""
-        alone_since_s = monotonic_s()
         while True:
             with suppress(queue.Empty):
                 return self._done.get(timeout=LOOK_EVERY_S)
-            if self._client.status != "running":
-                raise ClusterError(self._address, _LOST)
-            if self.workers:
-                alone_since_s = monotonic_s()
-            elif monotonic_s() - alone_since_s > WORKERS_TIMEOUT_S:
-                raise ClusterError(self._address, "all workers are gone; start some, and run the command again")
+            self._look()
+
+    def _result(self, future: Any) -> Any:
+        """Return the result of a future that is done, which may be lost by now with its worker: then it is made anew.
+
+        Raises what the task raises, and as `_wait`.
+        """
+        while True:
+            try:
+                return future.result(timeout=GATHER_TIMEOUT_S)
+            except TimeoutError:
+                if future.status == "error":
+                    raise  # the task's own
+            self._look()
+
+    def _look(self) -> None:
+        """Raise ClusterError if the scheduler is gone, or has had no workers for some time."""
+        if self._client.status != "running":
+            raise ClusterError(self._address, _LOST)
+        if self.workers:
+            self._alone_since_s = 0.0
+            return
+        self._alone_since_s = self._alone_since_s or monotonic_s()
+        if monotonic_s() - self._alone_since_s > WORKERS_TIMEOUT_S:
+            raise ClusterError(self._address, "all workers are gone; start some, and run the command again")
 
     def _ask_all(self, function: Callable[..., object], argument: object) -> dict[str, Any]:
         """Return what each worker returns, or raises."""

@@ -31,6 +31,7 @@ from vault.format.ledger import (
 )
 from vault.format.mapfile import How, MapBuilder, SnapshotMap, check_locations
 from vault.format.note import format_verifier_key, parse_checkpoint, parse_note, parse_verifier_key
+from vault.format.order import decode_order, encode_order
 from vault.format.pack import (
     Codec,
     ObjectKind,
@@ -40,7 +41,6 @@ from vault.format.pack import (
     encode_index,
     encode_object_header,
 )
-from vault.format.order import decode_order, encode_order
 from vault.format.readset import Segment, decode_readset, encode_readset
 from vault.format.records import RUN_KINDS, End, ProcessClass, Reads, RecordEntry, Start
 from vault.format.tree import Entry, Kind

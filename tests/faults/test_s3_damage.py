@@ -8,6 +8,7 @@ takes it.
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -270,6 +271,21 @@ def test_what_came_in_wrong_is_asked_for_again(bucket: Bucket, kind: str, tmp_pa
         proxy.add(faults.flips(200, method="GET", path_contains=key))
         assert read_all(bucket.open(str(tmp_path), proxy.url), bucket.snapshots) == set()
         assert proxy.unused == []
+
+
+def test_what_came_in_wrong_is_asked_for_again_without_a_cache_too(bucket: Bucket, tmp_path) -> None:
+    blocks = os.path.join(bucket.open(str(tmp_path)).cache_dir, "blocks")
+    shutil.rmtree(blocks, ignore_errors=True)
+    os.makedirs(os.path.dirname(blocks), exist_ok=True)
+    with open(blocks, "wb"):
+        pass  # a file where the cache should be: nothing can be kept
+    for kind in ("pack of contents", "pack of pages"):
+        key, _ = bucket.kinds[kind]
+        with Proxy(bucket.gateway.url) as proxy:
+            proxy.add(faults.flips(20, method="GET", path_contains=key))
+            assert read_all(bucket.open(str(tmp_path), proxy.url), bucket.snapshots) == set()
+            assert proxy.unused == []
+    assert os.path.isfile(blocks)
 
 
 def test_what_always_comes_in_wrong_is_given_up(bucket: Bucket, tmp_path) -> None:

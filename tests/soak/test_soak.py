@@ -241,11 +241,13 @@ class Soak:
             time.sleep(self._chance.uniform(0.1, 3))
 
     def _damage_cache(self) -> None:
+        # What says that a folder is a cache is left alone: without it the mount does without one, for good.
         places = [
             os.path.join(folder, name)
             for folder, _, names in os.walk(self._node.cache)
             if "/blocks" in folder
             for name in names
+            if name != "format"
         ]
         if not places:
             return

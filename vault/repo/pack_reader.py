@@ -16,7 +16,7 @@ from typing import Final
 
 from vault.errors import CacheUnusable, Damaged, KeyNotFound, StoreError
 from vault.repo.waits import Waits, waiting
-from vault.stores.base import ByteReader, CachedFiles, LocalFiles
+from vault.stores.base import ByteReader, CachedFiles, LocalFiles, RemoteFiles
 from vault.stores.durable import read_error
 
 logger = logging.getLogger(__name__)
@@ -72,11 +72,11 @@ class RangeReader:
     def forget(self, key: str, offset: int, length: int) -> bool:
         """Take bytes that are wrong out of this machine's cache. Returns whether another read may bring better ones."""
         if self._cached is None:
-            return False
+            return isinstance(self._store, RemoteFiles)  # a network may have changed what the store still has
         try:
             return self._cached.cached(key).forget(offset, length)
         except CacheUnusable:
-            return False
+            return True
 
     def _read_cached(self, key: str, offset: int, into: memoryview) -> int | None:
         """Read from what is here of a file, fetched before if need be. Returns how many bytes; None: it cannot be kept."""

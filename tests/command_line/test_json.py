@@ -249,6 +249,8 @@ def test_mounts_and_what_was_read_below_them(reference, site, tmp_path):
             ("d@v1", "0.txt", 1),
             ("d@v1", "1.txt", 1),
         ]
+        *ordered, _ = answer(reference, site, "audit", "--run", "exp1", "--files", "--order")
+        assert [(file["path"], file["attempt"]) for file in ordered] == [("0.txt", 1), ("1.txt", 1)]
         assert answer(reference, site, "audit", "--run", "exp1")[-1]["record"]["run"] == "exp1"
         assert not reference.never_seen("runs")
         assert {kind for kind, _ in reference.never_seen("audit")} <= {"reached", "doubt", "summary"}  # test_questions.py

@@ -10,6 +10,7 @@ from vault_fuse.marks import CELLS, UNIT, Cleared, Marks
 from vault_fuse.read_ahead import (
     CREDIT_MAX,
     DEBT_HALF_LIFE_S,
+    HINT_AGE_S_MAX,
     PACK_STEP_MIN,
     PIECE_MAX,
     WHOLE_GAIN,
@@ -17,14 +18,21 @@ from vault_fuse.read_ahead import (
     ReadAhead,
 )
 
+from vault.format.layout import pack_key
+from vault.ids import Digest
+
 MIB = 1 << 20
 CACHE = 1 << 40
 WHOLE = "whole/ab/" + "ab" * 32
 PACK_SIZE = 128 * MIB
 
 
+def digest(number: int) -> Digest:
+    return Digest(number.to_bytes(32, "big"))
+
+
 def pack(number: int) -> str:
-    return f"packs/{number:02x}/{number:064x}.pack"
+    return pack_key(digest(number))
 
 
 def pieces(ahead: ReadAhead, key: str, now_s: float = 0.0) -> list[Piece]:
@@ -32,6 +40,8 @@ def pieces(ahead: ReadAhead, key: str, now_s: float = 0.0) -> list[Piece]:
     found = []
     while (piece := ahead.next_piece(key, now_s)) is not None:
         found.append(piece)
+    for piece in found:
+        ahead.ended(piece.key, now_s)
     return found
 
 
@@ -121,6 +131,87 @@ def test_what_is_used_earns_what_is_fetched_next() -> None:
         ahead.note(read(key, number % 4 * 32 * MIB, 4 * MIB, PACK_SIZE, missed=True), 0.0)
         fetched += total(pieces(ahead, key))
     assert fetched > 4 * CREDIT_MAX
+
+
+def in_tree_order(count: int, cache_bytes: int = CACHE) -> ReadAhead:
+    """Return read-ahead that knows in which order packs come in a tree."""
+    ahead = ReadAhead(cache_bytes)
+    ahead.order.add([digest(number) for number in range(count)])
+    return ahead
+
+
+def test_what_a_pack_has_no_bytes_for_goes_on_in_the_next_one_of_the_tree() -> None:
+    size = 2 * PACK_STEP_MIN
+    ahead = in_tree_order(8)
+    ahead.note(read(pack(3), UNIT, 0, size, missed=True), 0.0)
+    ahead.note(read(pack(3), UNIT, UNIT, size), 0.0)
+    found = pieces(ahead, pack(3))
+    assert total([piece for piece in found if piece.key == pack(3)]) == size
+    (beyond,) = (piece for piece in found if piece.key != pack(3))
+    assert (beyond.key, beyond.offset) == (pack(4), 0)
+    assert not pieces(ahead, pack(4))  # how long it is, the answer tells
+    assert ahead.learn_size(pack(4), PACK_SIZE, 0.0)
+    assert not ahead.learn_size(pack(4), PACK_SIZE, 0.0)
+    ahead.note(read(pack(4), UNIT, UNIT, PACK_SIZE), 0.0)
+    (behind,) = pieces(ahead, pack(4))
+    assert behind.offset == beyond.offset + beyond.length
+
+
+def test_a_pack_that_turns_out_short_passes_on_what_it_has_no_bytes_for() -> None:
+    ahead = in_tree_order(8)
+    for _ in range(4):
+        ahead.note(read(pack(0), UNIT, UNIT, UNIT, missed=True), 0.0)
+    seen = []
+    for number in range(5):
+        found = [piece.key for piece in pieces(ahead, pack(number))]
+        seen += found
+        for key in found:
+            ahead.learn_size(key, UNIT, 0.0)
+    assert seen == [pack(number) for number in range(len(seen))]
+    assert len(seen) > 5
+
+
+def test_read_ahead_over_the_ends_of_packs_waits_when_much_is_here_that_nobody_has_read() -> None:
+    limit = 256 * MIB
+    ahead = in_tree_order(4096, 4 * limit)
+    key, named = pack(0), 0
+    for _ in range(2000):  # a reader that comes back to its first pack
+        ahead.note(read(key, UNIT, UNIT, 32 * MIB), 0.0)
+        found = pieces(ahead, key)
+        named += total(found)
+        for piece in found:
+            ahead.learn_size(piece.key, 32 * MIB, 0.0)
+    used = 2000 * UNIT
+    assert limit // 2 < named - used < limit + 64 * MIB
+
+
+def test_a_miss_of_what_is_on_its_way_is_no_sign_of_eviction() -> None:
+    size = PACK_STEP_MIN
+    ahead = ReadAhead(CACHE)
+    ahead.note(read(pack(1), UNIT, 0, size, missed=True), 0.0)
+    assert ahead.next_piece(pack(1), 0.0) == Piece(pack(1), UNIT, size - UNIT)
+    assert ahead.next_piece(pack(1), 0.0) == Piece(pack(1), 0, UNIT)
+    ahead.note(read(pack(1), 2 * UNIT, 0, size, missed=True), 0.0)
+    assert ahead.next_piece(pack(1), 0.0) is None
+    for _ in range(2):
+        ahead.ended(pack(1), 0.0)
+    ahead.note(read(pack(1), 2 * UNIT, 0, size, missed=True), HINT_AGE_S_MAX)  # seen before it came
+    assert ahead.next_piece(pack(1), HINT_AGE_S_MAX) is None
+    ahead.note(read(pack(1), 2 * UNIT, 0, size, missed=True), 2 * HINT_AGE_S_MAX)
+    assert ahead.next_piece(pack(1), 2 * HINT_AGE_S_MAX) is not None
+
+
+def test_packs_whose_sizes_are_not_known_yet_do_not_hold_up_those_behind_them() -> None:
+    ahead = in_tree_order(64)
+    for _ in range(8):
+        ahead.note(read(pack(0), UNIT, UNIT, UNIT), 0.0)
+    found = pieces(ahead, pack(0))
+    begun = [piece.key for piece in found if piece.key != pack(0)]
+    assert begun == [pack(number + 1) for number in range(len(begun))]
+    assert len(begun) >= 4
+    assert all(piece.offset == 0 for piece in found)
+    assert ahead.learn_size(pack(1), PACK_SIZE, 0.0)
+    assert total(pieces(ahead, pack(1))) == total(found[2:])  # what went on behind it comes for it now
 
 
 def test_a_debt_is_forgotten_in_time() -> None:

@@ -146,11 +146,23 @@ class Uploads(Protocol):
 
 
 @runtime_checkable
-class SizedReads(Protocol):
-    """A store whose answer to a range tells how long the whole file is: who meets a file for the first time asks once."""
+class ReadsInto(Protocol):
+    """A store that reads into memory of its caller's, which may be used again; new memory costs more than what comes.
 
-    def get_sized(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        """Return bytes [offset, offset + length) of a key, as far as it has them, and its size. Raises as `get`."""
+    Its answer to a range tells how long the whole file is: who meets a file for the first time asks once.
+    """
+
+    def get_into(self, key: str, offset: int, into: memoryview) -> tuple[int, int]:
+        """Read bytes [offset, offset + len(into)) of a key, as far as it has them. Raises as `get`.
+
+        Args:
+            key: the stored file.
+            offset: of the first byte.
+            into: where they go. After a failure, and behind them, it holds anything.
+
+        Returns:
+            How many bytes there were, and the size of the key.
+        """
         ...
 
 

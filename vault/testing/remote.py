@@ -73,9 +73,11 @@ class RemoteStore:
         self._carry(len(data))
         return data
 
-    def get_sized(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        """Return a range of a key, and its size. See SizedReads."""
-        return self.get(key, offset=offset, length=length), self._store.size(key)
+    def get_into(self, key: str, offset: int, into: memoryview) -> tuple[int, int]:
+        """Read a range of a key into memory, and tell its size. See ReadsInto."""
+        data = self.get(key, offset=offset, length=len(into))
+        into[: len(data)] = data
+        return len(data), self._store.size(key)
 
     def size(self, key: str) -> int:
         """Return the number of bytes of a key. See ByteReader."""

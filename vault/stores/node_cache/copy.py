@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import secrets
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from typing import Final
 
 from vault.clock import monotonic_s
 from vault.errors import CacheUnusable, Damaged, StoreError, StoreUnavailable
-from vault.stores.base import SizedReads, Store
+from vault.stores.base import Buffer, ReadsInto, Store
 from vault.stores.node_cache.folder import CacheFolder
 from vault.stores.node_cache.layout import (
     FAILED_AT,
@@ -49,6 +50,22 @@ _FLAGS: Final = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _USES: Final = 0xFFFFFFFF
 _GENERATION_BITS: Final = 60
+
+
+class _Memory(threading.local):
+    """Where a thread has what it fetches until that is written. New memory for each fetch would cost half of its time."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def of(self, length: int) -> memoryview:
+        """Return memory of a length, at most FETCH_SIZE_MAX, which the next call returns again."""
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        return memoryview(self._buffer)[:length]
+
+
+_memory = _Memory()
 
 
 class LocalCopy:
@@ -119,7 +136,7 @@ class LocalCopy:
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
         raise CacheUnusable(self.path, "what is fetched is evicted all the time")
 
-    def take(self, offset: int, data: bytes) -> None:
+    def take(self, offset: int, data: Buffer) -> None:
         """Keep whole blocks that came along with something else. Best effort: else they are fetched when needed."""
         first, end = offset // self._block_size, -(-(offset + len(data)) // self._block_size)
         if not data or any(self._checks[first:end]):
@@ -135,7 +152,7 @@ class LocalCopy:
         except (CacheUnusable, OSError) as error:
             logger.debug("%s is fetched again later: %s", self.path, error)
 
-    def _keep(self, first: int, end: int, data: bytes) -> None:
+    def _keep(self, first: int, end: int, data: Buffer) -> None:
         room = self._room(first, end)
         with self._folder.ledger.turn() as turn:
             self._reserve(turn, first, room, room)
@@ -289,9 +306,14 @@ class LocalCopy:
                 raise
             raise CacheUnusable(self.path, error.strerror or str(error)) from error
 
-    def _get(self, start: int, length: int) -> bytes:
+    def _get(self, start: int, length: int) -> Buffer:
+        """Return bytes of the stored file, in memory that this thread's next fetch uses again."""
         try:
-            data = self._source.get(self.key, offset=start, length=length)
+            if isinstance(self._source, ReadsInto):
+                into = _memory.of(length)
+                data: Buffer = into[: self._source.get_into(self.key, start, into)[0]]
+            else:
+                data = self._source.get(self.key, offset=start, length=length)
         except StoreUnavailable:
             self._counters[FAILED_AT] = int(monotonic_s() * 1e9)
             raise
@@ -317,13 +339,13 @@ class LocalCopy:
             allocate(self.descriptor, first * self._block_size, size - _OVERHEAD)
         return size
 
-    def _write(self, data: bytes, offset: int) -> None:
+    def _write(self, data: Buffer, offset: int) -> None:
         view = memoryview(data)
         while view:
             done = os.pwrite(self.descriptor, view, offset)
             view, offset = view[done:], offset + done
 
-    def _note(self, first: int, data: bytes) -> None:
+    def _note(self, first: int, data: Buffer) -> None:
         """Say that blocks are here, now that their bytes are."""
         view = memoryview(data)
         now = self._clock[CLOCK] & _USES
@@ -344,7 +366,7 @@ def open_copy(folder: CacheFolder, source: Store, key: str, block_size: int, off
             found = _open_existing(folder, source, key)
             if found is not None:
                 return found
-            if length and isinstance(source, SizedReads):
+            if length and isinstance(source, ReadsInto):
                 _begin_with(folder, source, key, block_size, offset, length)
             else:
                 _begin(folder, Shape(key, source.size(key), block_size))
@@ -357,7 +379,7 @@ def open_copy(folder: CacheFolder, source: Store, key: str, block_size: int, off
 
 def _begin_with(folder: CacheFolder, source: Store, key: str, block_size: int, offset: int, length: int) -> None:
     """Begin a file with a range of it, unless another process or thread does, which is waited for."""
-    assert isinstance(source, SizedReads)
+    assert isinstance(source, ReadsInto)
     start = offset - offset % block_size
     end = min(-(-(offset + length) // block_size) * block_size, start + FETCH_SIZE_MAX)
     begun_s = monotonic_s()
@@ -370,11 +392,12 @@ def _begin_with(folder: CacheFolder, source: Store, key: str, block_size: int, o
             time.sleep(_LONGEST_WAIT_S)
         if os.path.exists(folder.state_path(key)):
             return
-        data, size = source.get_sized(key, start, end - start)
+        into = _memory.of(end - start)
+        done, size = source.get_into(key, start, into)
         _begin(folder, Shape(key, size, block_size))
         begun = _open_existing(folder, source, key)
-        if begun is not None and len(data) == max(min(end, size) - start, 0):
-            begun.take(start, data)
+        if begun is not None and done == max(min(end, size) - start, 0):
+            begun.take(start, into[:done])
 
 
 def _open_existing(folder: CacheFolder, source: Store, key: str) -> LocalCopy | None:

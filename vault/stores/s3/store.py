@@ -29,6 +29,7 @@ UPLOAD_WHOLE_MAX: Final = 72 << 20  # packs that are uploaded side by side; larg
 _PAGE: Final = 1000
 _PIECE_MIN: Final = 64 << 10
 _PIECE_LARGEST: Final = 4 << 20
+_PIECE_REUSED: Final = 1 << 20  # into memory of the caller's: what libraries allocate for it is used again, too
 _PIECE_TIME_S: Final = 0.5  # the clock is looked at about this often while an answer comes
 _REQUESTS: Final = 16
 
@@ -82,18 +83,18 @@ class S3Store:
         except StorePermission as error:
             raise self._missing_or_denied(key, error) from error
 
-    def get_sized(self, key: str, offset: int, length: int) -> tuple[bytes, int]:
-        """Return a range of a key, and the key's size. See SizedReads."""
-        check_range(offset, length)
+    def get_into(self, key: str, offset: int, into: memoryview) -> tuple[int, int]:
+        """Read a range of a key into memory, and tell its size. See ReadsInto."""
+        check_range(offset, len(into))
         check_key(key)
-        if length == 0:
-            return b"", self.size(key)
-        reading = self._reading(key, offset, length)
+        if not into:
+            return 0, self.size(key)
+        reading = self._reading(key, offset, len(into), into)
         try:
-            data = self._requests.ask(Question("GetObject", key), reading.go_on)
+            self._requests.ask(Question("GetObject", key), reading.go_on)
         except StorePermission as error:
             raise self._missing_or_denied(key, error) from error
-        return data, self.size(key) if reading.whole_size is None else reading.whole_size
+        return reading.length, self.size(key) if reading.whole_size is None else reading.whole_size
 
     def size(self, key: str) -> int:
         """Return the number of bytes of a key. See ByteReader."""
@@ -203,8 +204,8 @@ class S3Store:
             if not (lost and self._uploads.is_by(key, writer)):
                 raise
 
-    def _reading(self, key: str, offset: int, length: int | None) -> "_Reading":
-        return _Reading(self._place, key, offset, length, monotonic_s() + self._deadline_s)
+    def _reading(self, key: str, offset: int, length: int | None, into: memoryview | None = None) -> "_Reading":
+        return _Reading(self._place, key, offset, length, monotonic_s() + self._deadline_s, into)
 
     def _head(self, key: str) -> Mapping[str, Any]:
         def head(client: Any) -> Mapping[str, Any]:
@@ -297,13 +298,16 @@ class S3Stage:
 class _Reading:
     """A range that is being read: what came before a connection broke is kept."""
 
-    def __init__(self, place: Place, key: str, offset: int, length: int | None, until_s: float) -> None:
+    def __init__(
+        self, place: Place, key: str, offset: int, length: int | None, until_s: float, into: memoryview | None = None
+    ) -> None:
         self._place = place
         self._key = key
-        self._next = offset
+        self._begin = self._next = offset
         self._end = None if length is None else offset + length  # drawn in once the size of the object is known
         self._until_s = until_s
-        self._pieces: list[bytes] = []
+        self._into = into
+        self._pieces: list[bytes] = []  # unless they go there
         self.whole_size: int | None = None  # of the object, once an answer has told it
 
     def go_on(self, client: Any) -> bytes:
@@ -330,20 +334,32 @@ class _Reading:
             body.close()
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
+    @property
+    def length(self) -> int:
+        """How many bytes have come."""
+        return self._next - self._begin
+
     def _read(self, body: Any, end: int) -> None:
         """Read to the end, in pieces that a slow line fills soon enough for us to look at the clock."""
         length = _PIECE_MIN
+        largest = _PIECE_LARGEST if self._into is None else _PIECE_REUSED
         seen_s = monotonic_s()
         while self._next < end:
-            piece = body.read(min(length, end - self._next))
+            done = self._read_piece(body, min(length, end - self._next))
             now_s = monotonic_s()
-            if not piece or now_s > self._until_s:
+            if not done or now_s > self._until_s:
                 raise CutOff
-            self._pieces.append(piece)
-            self._next += len(piece)
-            length = min(2 * length, _PIECE_LARGEST) if now_s - seen_s < _PIECE_TIME_S else max(length // 2, _PIECE_MIN)
+            self._next += done
+            length = min(2 * length, largest) if now_s - seen_s < _PIECE_TIME_S else max(length // 2, _PIECE_MIN)
             seen_s = now_s
         body.read(1)  # its end: the connection can be used again
+
+    def _read_piece(self, body: Any, length: int) -> int:
+        if self._into is not None:
+            return int(body.readinto(self._into[self.length : self.length + length]))
+        piece = body.read(length)
+        self._pieces.append(piece)
+        return len(piece)
 
     def _whole_size(self, answer: Mapping[str, Any]) -> int:
         """Return the size of the object, having seen that the bytes are those that were asked for."""

@@ -40,10 +40,10 @@ def render(
     if name == "cache":
         if cache is None:
             return b"{}\n"
-        return json.dumps(cache, indent=1).encode() + b"\n"
+        return _json_of_one_length(cache).encode()
     if name == "statistics":
         remote = statistics.remote_as_dict() if cache is not None else {}
-        return _statistics_text({**statistics.as_dict(), **remote}).encode()
+        return _json_of_one_length({**statistics.as_dict(), **remote}).encode()
     texts = {
         "engine": facts.engine,
         "health": "ok" if not statistics.total(ERRORS) else f"{statistics.total(ERRORS)} failed requests, see the log",
@@ -54,6 +54,7 @@ def render(
     return os.fsencode(texts[name]) + b"\n"  # the store's path need not be UTF-8
 
 
-def _statistics_text(counts: Mapping[str, int]) -> str:
+def _json_of_one_length(values: Mapping[str, int | str]) -> str:
     """Return JSON of a length that does not change: who reads it in several pieces must not get parts that do not fit."""
-    return "{\n" + ",\n".join(f' "{name}": {count:>20}' for name, count in counts.items()) + "\n}\n"
+    lines = (f" {json.dumps(name):<24}: {json.dumps(value):>20}" for name, value in values.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"

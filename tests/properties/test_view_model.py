@@ -144,7 +144,7 @@ def test_the_snapshot_depends_on_nothing_but_the_tree(tree: Tree, random_: rando
         shuffled = list(tree.items())
         random_.shuffle(shuffled)
         write_tree(root + b"/other", dict(shuffled))
-        patch.setattr(freeze_module, "THREADS", 1)
+        patch.setattr("vault.ops.source._READERS", 1)
         patch.setattr(freeze_module, "_BATCH_FILES_MAX", 1)
         patch.setattr(freeze_module, "_BATCHES_IN_FLIGHT_MAX", 1)
         patch.setattr("vault.repo.compressor.Compressor.compress_always", lambda *_: None)

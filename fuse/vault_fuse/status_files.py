@@ -38,7 +38,7 @@ def render(
         shown = {path: found.snapshot.hex() for path, found in sorted(namespace.versions().items())}
         return json.dumps(shown, indent=1).encode() + b"\n"
     if name == "cache":
-        if cache is None:
+        if not cache:
             return b"{}\n"
         return _json_of_one_length(cache).encode()
     if name == "statistics":

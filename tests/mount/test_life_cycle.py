@@ -276,7 +276,11 @@ def user_of(mount: Mount, what: str) -> Iterator["subprocess.Popen[bytes]"]:
 def uses(pid: int) -> str:
     links = [f"/proc/{pid}/cwd", *(f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd"))]
     with open(f"/proc/{pid}/maps", encoding="utf-8") as maps:
-        return maps.read() + "".join(os.readlink(link) for link in links if os.path.lexists(link))
+        found = maps.read()
+    for link in links:
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            found += os.readlink(link)
+    return found
 
 
 @pytest.mark.parametrize("what", USES)

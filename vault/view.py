@@ -10,7 +10,6 @@ Threads: one view per thread or process. Returned buffers are valid until the ne
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import accumulate
-from operator import attrgetter
 from typing import Final
 
 from vault.errors import FormatError, IntegrityError, KeyNotFound
@@ -18,7 +17,7 @@ from vault.format.chunk_table import Chunk, ChunkTable
 from vault.format.layout import pack_key, whole_key
 from vault.format.mapfile import How, Location, PageLocation, SnapshotMap
 from vault.format.pack import Codec, ObjectKind
-from vault.format.tree import Entry, Kind, check_empty
+from vault.format.tree import Entry, Kind, check_empty, leaf_for
 from vault.format.tree_pages import Columns, IndexPage, LeafPage, decode_page
 from vault.ids import Digest
 from vault.repo.cached_whole_files import CachedWholeFiles
@@ -114,7 +113,7 @@ class SnapshotView:
         root = loaded.root
         page = 0
         if isinstance(root, IndexPage):
-            page = bisect_right(root.rows, name, key=attrgetter("first_name")) - 1
+            page = leaf_for(root.rows, name)
             if page < 0:
                 return None
         leaf = self._leaf(loaded, page)

@@ -4,8 +4,10 @@ tree_encoder.py makes pages of it, tree_pages.py reads them, tree_check.py holds
 """
 
 import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from enum import IntEnum
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from vault.errors import FormatError
@@ -70,6 +72,11 @@ class IndexRow(NamedTuple):
     directories: int
     digest: Digest
     entries: int
+
+
+def leaf_for(rows: Sequence[IndexRow], name: bytes) -> int:
+    """Return the number of the leaf that holds a name if any does; -1 for a name before all of them."""
+    return bisect_right(rows, name, key=attrgetter("first_name")) - 1
 
 
 def check_entry_name(name: bytes) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from vault.errors import FormatError
-from vault.format.tree import DEPTH_MAX, Entry, IndexRow, Kind, Totals
+from vault.format.tree import DEPTH_MAX, Entry, IndexRow, Kind, Totals, leaf_for
 from vault.format.tree_pages import LeafPage
 from vault.format.tree_splice import EMPTY_LEAF, OldDirectory, Spliced, splice_directory
 from vault.ids import Digest
@@ -99,16 +99,10 @@ def find_child(directory: OldDirectory, name: bytes) -> Entry | None:
     """Return an entry of a directory, or None."""
     leaf = directory.leaf
     if leaf is None:
-        low, high = 0, len(directory.rows)
-        while low < high:
-            middle = (low + high) // 2
-            if directory.rows[middle].first_name <= name:
-                low = middle + 1
-            else:
-                high = middle
-        if not low:
+        number = leaf_for(directory.rows, name)
+        if number < 0:
             return None
-        leaf = directory.load(directory.rows[low - 1])
+        leaf = directory.load(directory.rows[number])
     index = leaf.find(name)
     return None if index is None else leaf.entry(index)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from vault.errors import FormatError
-from vault.format.tree import DEPTH_MAX, Entry, IndexRow
+from vault.format.tree import DEPTH_MAX, Entry, IndexRow, leaf_for
 from vault.format.tree_pages import IndexPage, LeafPage, decode_page
 from vault.ids import Digest
 from vault.stores.base import Buffer
@@ -98,16 +98,10 @@ class TreeReader:
         loaded = self.load(directory)
         leaf = loaded.leaf
         if leaf is None:
-            low, high = 0, len(loaded.rows)
-            while low < high:
-                middle = (low + high) // 2
-                if loaded.rows[middle].first_name <= name:
-                    low = middle + 1
-                else:
-                    high = middle
-            if not low:
+            number = leaf_for(loaded.rows, name)
+            if number < 0:
                 return None
-            leaf = self.load_leaf(loaded.rows[low - 1])
+            leaf = self.load_leaf(loaded.rows[number])
         index = leaf.find(name)
         return None if index is None else leaf.entry(index)
 

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import vault.format.tree_check as tree_check_module
-import vault.format.tree_encoder as tree_encoder_module
-import vault.ops.freeze as freeze_module
 from vault.errors import (
     FormatError,
     IntegrityError,
@@ -37,6 +34,7 @@ from vault.repo.trees import TreeReader
 from vault.testing.damage import Damage, damages
 from vault.testing.places import SMALL_CHUNKS, Place
 from vault.testing.runs import record_run
+from vault.testing.small_limits import small_limits
 from vault.testing.trees import Executable, Link, Tree, content, noise, paths, read_tree, text
 from vault.view import open_view
 
@@ -67,14 +65,8 @@ TREES = {"d@v1": V1, "d@v2": V2, "d@v3": V3, "e@v1": {b"a": b"1"}, "e@v2": {b"a"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_limits() -> Iterator[None]:
-    """Large files from 64 KiB on, and directories of several pages from seven names on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(freeze_module, "PACKED_SIZE_MAX", 64 << 10)
-        for module in (tree_encoder_module, tree_check_module):
-            patch.setattr(module, "SINGLE_PAGE_ENTRIES_MAX", 6)
-        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MIN", 3)
-        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MAX", 6)
+def limits() -> Iterator[None]:
+    with small_limits():
         yield
 
 
@@ -88,7 +80,7 @@ class Pristine:
 
 
 @pytest.fixture(scope="module")
-def pristine(shared_fast_path: Path, small_limits: None) -> Pristine:
+def pristine(shared_fast_path: Path, limits: None) -> Pristine:
     place = Place.make(shared_fast_path, SMALL_CHUNKS)
     repository = place.repository()
     snapshots = {}

@@ -16,9 +16,6 @@ from typing import Any
 
 import pytest
 
-import vault.format.tree_check as tree_check_module
-import vault.format.tree_encoder as tree_encoder_module
-import vault.ops.freeze as freeze_module
 from vault.errors import FormatError, IntegrityError, KeyNotFound, NotARepository, ObjectMissing, StoreError
 from vault.format.digest import digest
 from vault.format.layout import CONFIG_KEY, map_key, pack_index_key, pack_key, whole_index_key, whole_key
@@ -37,6 +34,7 @@ from vault.testing.mounts import Site, mounted, why_not_mountable
 from vault.testing.places import SMALL_CHUNKS, Place
 from vault.testing.proxy import Proxy
 from vault.testing.runs import record_run
+from vault.testing.small_limits import small_limits
 from vault.testing.trees import Executable, Link, Tree, content, noise, paths, text
 from vault.view import open_view
 
@@ -62,14 +60,8 @@ TREES = {1: V1, 2: V2, 3: {**V2, b"third": b"3"}}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_limits() -> Iterator[None]:
-    """Large files from 64 KiB on, and directories of several pages from seven names on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(freeze_module, "PACKED_SIZE_MAX", 64 << 10)
-        for module in (tree_encoder_module, tree_check_module):
-            patch.setattr(module, "SINGLE_PAGE_ENTRIES_MAX", 6)
-        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MIN", 3)
-        patch.setattr(tree_encoder_module, "PAGE_ENTRIES_MAX", 6)
+def limits() -> Iterator[None]:
+    with small_limits():
         yield
 
 
@@ -103,7 +95,7 @@ class Bucket:
 
 
 @pytest.fixture(scope="module")
-def bucket(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory, small_limits: None) -> Iterator[Bucket]:
+def bucket(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory, limits: None) -> Iterator[Bucket]:
     place = Place.make(tmp_path_factory.mktemp("made"), SMALL_CHUNKS)
     repository = place.repository()
     snapshots = {number: commit(repository, place.write(tree), "d").snapshot for number, tree in TREES.items()}

@@ -115,6 +115,8 @@ def prune(session: Session, target: str, everything: bool, cache: str, cache_siz
     target_bytes = 0 if everything else size_in_bytes(target, cache_of(repository).folder.root)
     used, freed = evict(repository, target_bytes, with_pinned=everything)
     session.out.summary({"used_bytes": used, "freed_bytes": freed}, f"{size_text(freed)} freed, {size_text(used)} are used")
+    if used > target_bytes:
+        session.out.note("what is pinned, or open through a mount, stays: see 'vault cache status' and 'vault cache unpin'")
 
 
 @click.command("cache check", epilog=examples("vault cache check"))
